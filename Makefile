@@ -1,0 +1,44 @@
+# What a newcomer types: `make demo`, `make test`. Both set up everything they need, once.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# Installed again only when pyproject.toml changes. The stamp is written last, so a broken install is tried again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sance_audio needs Python >= 3.10; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## install into .venv
+
+demo: $(READY)   ## train on synthesised drums, generate, score, write a page
+	$(BIN)/python recipes/drums/train.py --run runs/drums --preset cpu
+
+test: $(READY)   ## the whole test suite but for what is marked slow
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY)  ## what takes minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## speed, side by side with the peers
+	$(BIN)/python -m benchmarks
+
+clean:           ## remove what the targets above wrote, .venv excepted
+	rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache

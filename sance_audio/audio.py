@@ -1,0 +1,141 @@
+"""Waveforms in and out: read, write, resample, fit to a length.
+
+A waveform is a float32 tensor of shape `(N,)`, mono, nominally within [-1, 1]; a sample rate is in Hz.
+Every failure to decode becomes one `AudioError` that names the file, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AudioError", "read", "write", "resample", "fit_length", "find_audio", "PEAK"]
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from sance_audio.files import atomic
+
+PEAK = 0.999
+"""No written sample exceeds this magnitude (full scale is 1)."""
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus"}
+
+
+class AudioError(ValueError):
+    """A file that cannot be used as a recording; the message names it and says why."""
+
+
+def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
+    """Decode a file to mono.
+
+    Arguments:
+        path: WAV, FLAC, Ogg, MP3 or whatever else libsndfile decodes.
+        sample_rate: Rate wanted, in Hz; the file's own when None.
+
+    Returns:
+        The waveform `(N,)`, N >= 1, channels averaged, and its rate in Hz.
+
+    Raises:
+        AudioError: missing, empty, not audio, no samples, or samples that are NaN or infinite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "nothing there"
+        raise AudioError(f"{path}: expected an audio file, found {found}")
+    try:
+        if path.stat().st_size == 0:
+            raise AudioError(f"{path}: the file is empty (0 bytes); fetch or record it again")
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+        reason = getattr(error, "error_string", None) or str(error)
+        raise AudioError(
+            f"{path}: cannot be decoded as audio ({reason}); expected WAV, FLAC, Ogg or MP3"
+        ) from error
+    if len(samples) == 0:
+        raise AudioError(f"{path}: holds no samples (a header only); fetch or record it again")
+    if not np.isfinite(samples).all():
+        bad = int((~np.isfinite(samples)).sum())
+        raise AudioError(f"{path}: {bad} samples are NaN or infinite; export it again")
+    waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1)))
+    if sample_rate is not None:
+        waveform, rate = resample(waveform, rate, sample_rate), sample_rate
+    return waveform, rate
+
+
+def write(path: str | Path, waveform: Tensor, sample_rate: int) -> float:
+    """Write a mono 16-bit PCM WAV, atomically. Never scaled up; scaled down where the peak passes `PEAK`.
+
+    Arguments:
+        path: Where to; folders are made.
+        waveform: `(N,)`.
+        sample_rate: In Hz.
+
+    Returns:
+        The gain applied, 1.0 where none was needed.
+
+    Raises:
+        ValueError: an empty waveform, or one with NaN or infinite samples.
+    """
+    x = waveform.detach().cpu().to(torch.float64).reshape(-1).numpy()
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"{path}: refusing to write a waveform that is empty or not finite")
+    peak = float(np.abs(x).max())
+    gain = PEAK / peak if peak > PEAK else 1.0
+    with atomic(path) as temporary:
+        soundfile.write(temporary, x * gain, sample_rate, subtype="PCM_16", format="WAV")
+    return gain
+
+
+def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Resample `(N,)` from `rate` to `new_rate` Hz with soxr at high quality; at least one sample remains."""
+    if rate == new_rate:
+        return waveform
+    if rate < 1 or new_rate < 1:
+        raise ValueError(f"sample rates must be positive, found {rate} and {new_rate}")
+    y = soxr.resample(waveform.detach().cpu().numpy(), rate, new_rate, quality="HQ")
+    return torch.from_numpy(y) if len(y) else waveform[:1].clone()
+
+
+def fit_length(waveform: Tensor, length: int, align: str = "centre") -> Tensor:
+    """Pad with zeros or crop `(..., N)` to `(..., length)`, the clip's centre or start kept in place.
+
+    >>> fit_length(torch.ones(2), 5).tolist()
+    [0.0, 1.0, 1.0, 0.0, 0.0]
+    >>> fit_length(torch.arange(5.0), 3).tolist(), fit_length(torch.arange(5.0), 3, "start").tolist()
+    ([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
+    """
+    if align not in ("centre", "start"):
+        raise ValueError(f"align must be 'centre' or 'start', found {align!r}")
+    extra = length - waveform.shape[-1]
+    before = (extra // 2 if extra >= 0 else -(-extra // 2)) if align == "centre" else 0
+    return torch.nn.functional.pad(waveform, (before, extra - before))
+
+
+def find_audio(paths: list[str | Path]) -> list[Path]:
+    """Files as given, and the audio files anywhere below given folders (by suffix), sorted within each.
+
+    Raises:
+        ValueError: a path that does not exist, or a folder without a single audio file.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            below = sorted(
+                Path(root) / name
+                for root, _, names in os.walk(path)
+                for name in names
+                if Path(name).suffix.lower() in SUFFIXES
+            )
+            if not below:
+                kinds = " ".join(sorted(SUFFIXES))
+                raise ValueError(f"{path}: no audio files below this folder (looked for {kinds})")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ValueError(f"{path}: no such file or folder")
+    return found

@@ -1,0 +1,94 @@
+r"""What an energy is, and how the parts of one go together.
+
+An energy is any callable `(B, ...) -> (B,)`, in nats, low where x is likely: `p(x) = exp(-E(x)) / Z`. Row i of the result
+depends on row i of x only. The energies of this package are a reference density plus a network,
+
+    E_theta(x | c) = -log p_0(x | c) + F_theta(x | c)
+
+with c the component `(B,)` that a row is conditioned on, and p_0 normalised, so that `F = 0` is the reference exactly.
+
+An object that holds something per row (a condition, a generator) has `rows(slice)`, which narrows it to some of the
+rows; `rows_of` applies it where it exists. That is all that samplers need to work in chunks.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Energy", "ReferencedEnergy", "GivenEnergy", "value_and_grad", "rows_of"]
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Energy = Callable[[Tensor], Tensor]
+
+
+class Density(Protocol):
+    """A normalised density per component: what `ReferencedEnergy` asks of its reference."""
+
+    def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
+        """log p_0(x | c), `(B,)`, in nats."""
+        ...
+
+
+def value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Energy `(B,)` and its gradient with respect to x, `(B, ...)`, both detached.
+
+    No weight gradient is computed where the parameters of `energy` do not require one.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = energy(x)
+        if not value.requires_grad:  # a constant energy
+            return value.detach(), torch.zeros_like(x)
+        (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+    return value.detach(), torch.zeros_like(x) if grad is None else grad
+
+
+def rows_of(thing: Any, part: slice) -> Any:
+    """`thing` narrowed to some rows where it is held per row, itself where it is not."""
+    return thing.rows(part) if hasattr(thing, "rows") else thing
+
+
+class ReferencedEnergy(nn.Module):
+    """`E(x | c) = -log p_0(x | c) + F(x | c)`.
+
+    Arguments:
+        reference: A module with `log_prob(x, c) -> (B,)`.
+        network: A module `(B, 1, M, T), (B,) -> (B,)`: the part F that is learnt.
+    """
+
+    def __init__(self, reference: nn.Module, network: nn.Module):
+        super().__init__()
+        self.reference = reference
+        self.network = network
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Energy `(B,)` in nats of x `(B, 1, M, T)` given the components c `(B,)`."""
+        return self.network(x, c) - self.reference.log_prob(x, c)  # type: ignore[operator]
+
+    def given(self, c: Tensor) -> GivenEnergy:
+        """The energy of x alone, one component per row."""
+        return GivenEnergy(self, c)
+
+
+class GivenEnergy:
+    """`x -> E(x | c)` with c `(B,)` held fixed, row by row; `learnt` is its part F, `scale` multiplies that part.
+
+    A scale of 0 is the reference, 1 the model; between them lies the path of annealed importance sampling.
+    """
+
+    def __init__(self, energy: ReferencedEnergy, c: Tensor, scale: float = 1.0):
+        self.energy, self.c, self.scale = energy, c, scale
+        self.reference = energy.reference
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.learnt(x) - self.reference.log_prob(x, self.c)  # type: ignore[operator]
+
+    def learnt(self, x: Tensor) -> Tensor:
+        """The network's part, `scale * F(x | c)`, `(B,)`."""
+        return self.scale * self.energy.network(x, self.c)
+
+    def rows(self, part: slice) -> GivenEnergy:
+        return GivenEnergy(self.energy, self.c[part], self.scale)

@@ -1,0 +1,353 @@
+r"""`AudioEBM`: features, energy and inverter as one object, from waveform to energy and from noise to waveform.
+
+    E(x | c) = -log N(x; mu_c, C_c) + F(x | c),    p(x | c) = exp(-E(x | c)) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)
+
+x is a standardised log-mel of the model's window `(M, T)`, dequantised with Gaussian noise of standard deviation sigma;
+c a component of the reference, y a class. Energies that are given to users are `-log p(x | y)`, or `-log p(x)` without a
+label, with log Z_c as estimated when the model was trained.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AudioEBM", "clip_seeds"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sance_audio.audio import fit_length, resample
+from sance_audio.chunks import chunked, run_chunks, slices
+from sance_audio.energy import GivenEnergy, ReferencedEnergy, value_and_grad
+from sance_audio.features import LogMel
+from sance_audio.inversion import GriffinLim
+from sance_audio.networks import ResidualEnergy
+from sance_audio.reference import GaussianReference
+from sance_audio.samplers import ReferenceLangevin, sample
+from sance_audio.weights import WeightsError, load_weights, locate, save_weights
+
+WEIGHTS = "model.safetensors"
+CHUNK = 16
+"""Clips computed together, always: the last bits of a result depend on it."""
+CANDIDATES = 4
+"""Components, the likeliest under the reference, that an energy sums over."""
+
+
+class AudioEBM(nn.Module):
+    """An energy-based model of clips.
+
+    Arguments:
+        features: `LogMel`, fitted.
+        energy: Reference plus network.
+        labels: Names of the classes, in order; `()` for an unlabelled model.
+        frames: Frames T of the window.
+        sigma: Standard deviation of the dequantisation noise.
+        peak: Peak that every clip is scaled to before its features are taken, so that level is no evidence; None leaves
+            levels as they are.
+        step_size: eps of the sampler.
+        cap: Its cap.
+        steps: Langevin steps of a generated clip, from the reference.
+        silence: Cells this close to the log floor, in nats, are inverted as silence.
+        n_iter: Iterations of the inversion.
+    """
+
+    log_z: Tensor
+    jitter: Tensor
+
+    def __init__(
+        self,
+        features: LogMel,
+        energy: ReferencedEnergy,
+        labels: Sequence[str] = (),
+        *,
+        frames: int,
+        sigma: float = 0.2,
+        peak: float | None = 0.5,
+        step_size: float = 0.1,
+        cap: float = 1.0,
+        steps: int = 200,
+        silence: float = 0.3,
+        n_iter: int = 32,
+    ):
+        super().__init__()
+        self.features, self.density, self.labels = features, energy, tuple(labels)
+        self.frames, self.sigma, self.peak = frames, sigma, peak
+        self.step_size, self.cap, self.steps, self.silence = step_size, cap, steps, silence
+        self.inverter = GriffinLim(features, n_iter)
+        if labels and len(labels) != self.reference.n_classes:
+            raise ValueError(f"{len(labels)} labels for {self.reference.n_classes} classes")
+        self.register_buffer("log_z", torch.zeros(self.reference.n_components))
+        noise = torch.randn(1, 1, *self.shape, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("jitter", sigma * noise, persistent=False)
+
+    @property
+    def reference(self) -> GaussianReference:
+        return self.density.reference  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(M, T)` of the window."""
+        return self.features.n_mels, self.frames
+
+    @property
+    def sample_rate(self) -> int:
+        return self.features.sample_rate
+
+    @property
+    def window(self) -> int:
+        """Samples in the model's window; the length of a generated clip."""
+        return self.features.length(self.frames)
+
+    # From waveforms to energies
+
+    def windows(self, waveform: Tensor) -> Tensor:
+        """One clip `(N,)` at the model's rate as windows `(W, window)`.
+
+        Scaled to `peak` (silence stays silence). A short clip is centred in zeros; a longer one is cut at a stride of half
+        a window, the last window aligned to its end.
+        """
+        if self.peak is not None:
+            waveform = waveform * (self.peak / waveform.abs().max().clamp_min(1e-8))
+        extra = waveform.shape[-1] - self.window
+        if extra <= 0:
+            return fit_length(waveform, self.window).unsqueeze(0)
+        starts = [*range(0, extra, self.window // 2), extra]
+        return torch.stack([waveform[start : start + self.window] for start in starts])
+
+    def log_mels(self, waveforms: Tensor) -> Tensor:
+        """Standardised log-mels `(B, 1, M, T)` of windows `(B, window)`, in chunks."""
+        return chunked(self.features, waveforms, size=CHUNK)
+
+    @torch.no_grad()
+    def energy_of(self, x: Tensor, label: int | None = None, reference_only: bool = False) -> Tensor:
+        """Energies `(B,)`, in nats, of log-mels `(B, 1, M, T)`: -log p(x | label), or -log p(x) without one.
+
+        x is dequantised with the same noise for every row, so that energies compare. The sum over components runs over the
+        `CANDIDATES` likeliest under the reference, which part from the rest by tens of nats.
+        """
+        log_weight = self._log_weight(label)
+        allowed = log_weight.isfinite().nonzero().flatten()
+        keep = min(CANDIDATES, len(allowed))
+
+        def one(rows: Tensor) -> Tensor:
+            rows = rows + self.jitter
+            joint = self.reference.log_prob_all(rows)[:, allowed] + log_weight[allowed]
+            best, position = joint.topk(keep, 1)
+            if reference_only:
+                return -joint.logsumexp(1)
+            c = allowed[position]
+            learnt = torch.stack([self.density.network(rows, c[:, j]) for j in range(keep)], 1)
+            return -(best - learnt - self.log_z[c]).logsumexp(1)
+
+        return chunked(one, x, size=CHUNK)
+
+    def energy(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
+        """Energy of each clip, in nats: low is likely.
+
+        Arguments:
+            waveform: `(B, N)` or `(N,)`.
+            sample_rate: In Hz; other rates than the model's are resampled.
+            label: Class index, for -log p(x | y); None for -log p(x).
+
+        Returns:
+            `(B,)`: the mean over windows, for clips longer than one.
+        """
+        energies = []
+        for clip in self._clips(waveform, sample_rate):
+            energies.append(self.energy_of(self.log_mels(self.windows(clip)), label).mean())
+        return torch.stack(energies)
+
+    @torch.no_grad()
+    def energy_map(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """Where the network's part of the energy sits: `(B, M, T)`, summing to F over each clip (its first window).
+
+        The energy of a position of the last feature map is spread evenly over the cells that it stands for.
+        """
+        x = self.log_mels(torch.cat([self.windows(c)[:1] for c in self._clips(waveform, sample_rate)]))
+        c = self.component_of(x)
+        coarse = self.density.network.map(x + self.jitter, c)  # type: ignore[operator]
+        rows = torch.arange(self.shape[0], device=x.device) * coarse.shape[1] // self.shape[0]
+        columns = torch.arange(self.shape[1], device=x.device) * coarse.shape[2] // self.shape[1]
+        cells = rows.bincount()[:, None] * columns.bincount()[None, :]
+        return (coarse / cells)[:, rows][:, :, columns]
+
+    def component_of(self, x: Tensor) -> Tensor:
+        """The likeliest component `(B,)` of log-mels under the reference."""
+        joint = self.reference.log_prob_all(x + self.jitter) + self.reference.weight.log()
+        return joint.argmax(1)
+
+    def _clips(self, waveform: Tensor, sample_rate: int) -> list[Tensor]:
+        waveform = torch.as_tensor(waveform, dtype=torch.float32)
+        if waveform.ndim == 1:
+            waveform = waveform.unsqueeze(0)
+        if waveform.ndim != 2 or waveform.shape[1] == 0:
+            raise ValueError(f"expected waveforms (B, N) with N >= 1, found {tuple(waveform.shape)}")
+        if not bool(torch.isfinite(waveform).all()):
+            raise ValueError("the waveform holds NaN or infinite samples")
+        device = self.log_z.device
+        return [resample(clip, sample_rate, self.sample_rate).to(device) for clip in waveform]
+
+    def _log_weight(self, label: int | None) -> Tensor:
+        """log p(c) `(C,)`, or log p(c | y), minus infinity outside the class."""
+        if label is None:
+            return self.reference.weight.log()
+        self._check_label(label)
+        inside = self.reference.classes == label
+        return self.reference.class_log_weight().masked_fill(~inside, -torch.inf)
+
+    def _check_label(self, label: int) -> None:
+        if not 0 <= label < self.reference.n_classes:
+            raise ValueError(
+                f"label {label} is none of the model's {self.reference.n_classes} classes {self.labels}"
+            )
+
+    # From noise to waveforms
+
+    def draw(
+        self,
+        classes: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        reference_only: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-mels of the given classes: exact samples of the reference, moved by Langevin dynamics on the model.
+
+        Arguments:
+            classes: Class of each sample.
+            seeds: Seed of each sample; with its place modulo 16, all that decides it.
+            steps: Langevin steps; the model's own when None.
+            reference_only: Leave the samples as the reference drew them.
+
+        Returns:
+            Cleaned log-mels `(B, 1, M, T)` and their components `(B,)`.
+        """
+        steps = self.steps if steps is None else steps
+        device = self.log_z.device
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        c = torch.stack([self._pick(y, g) for y, g in zip(classes, generators, strict=True)])
+        n = len(c)
+        size = -(-n // CHUNK) * CHUNK  # whole chunks, so that the bits of a clip do not depend on n
+        generators += [torch.Generator(device).manual_seed(i) for i in range(size - n)]
+        full = torch.cat([c, c[-1:].expand(size - n)])
+        noise = [torch.randn(self.reference.mean.shape[1], generator=g, device=device) for g in generators]
+
+        def finish(part: slice) -> Tensor:
+            reference = self.reference.given(full[part])
+            x = reference.colour(torch.stack(noise[part])).view(-1, 1, *self.shape)
+            energy = GivenEnergy(self.density, full[part], 0.0 if reference_only else 1.0)
+            if not reference_only and steps > 0:
+                sampler = ReferenceLangevin(reference, self.step_size, self.cap)
+                x = sample(energy, sampler, x, steps, generator=generators[part])
+            return x - self.sigma**2 * value_and_grad(energy, x)[1]  # Tweedie: the noise of dequantisation
+
+        frozen = [p for p in self.density.network.parameters() if p.requires_grad]
+        try:
+            for p in frozen:
+                p.requires_grad_(False)
+            parts = run_chunks(finish, slices(size, CHUNK), parallel=device.type == "cpu")
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+        return torch.cat(parts)[:n], c
+
+    def _pick(self, label: int, generator: torch.Generator) -> Tensor:
+        """One component of a class, by weight."""
+        self._check_label(label)
+        weights = self._log_weight(label).exp()
+        return torch.multinomial(weights, 1, generator=generator)[0]
+
+    def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`, in chunks; first phases seeded per clip."""
+        seeds = [0] * len(x) if seeds is None else seeds
+        numbers = torch.tensor(seeds, dtype=torch.long)
+
+        def one(rows: Tensor, own: Tensor) -> Tensor:
+            generators = [torch.Generator(rows.device).manual_seed(s) for s in own.tolist()]
+            return self.inverter(self.features.to_mel(rows, self.silence), generator=generators)
+
+        return chunked(one, x, numbers, size=CHUNK)
+
+    def classes(self, n: int, label: int | None = None) -> list[int]:
+        """Classes of n clips: one, or all in balanced turn."""
+        if label is not None:
+            self._check_label(label)
+            return [label] * n
+        return [i % self.reference.n_classes for i in range(n)]
+
+    def generate(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        label: int | None = None,
+        *,
+        steps: int | None = None,
+        reference_only: bool = False,
+    ) -> Tensor:
+        """New clips `(n, window)` at the model's sample rate, classes in balanced turn unless `label` is given.
+
+        Clip i of a generator's seed is the same whatever n. Seed 0 when there is no generator.
+        """
+        if n < 1:
+            raise ValueError(f"the number of clips must be at least 1, found {n}")
+        seeds = clip_seeds(generator, n)
+        x, _ = self.draw(self.classes(n, label), seeds, steps=steps, reference_only=reference_only)
+        return self.invert(x, seeds)
+
+    # To disk and back
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but tensors."""
+        names = "labels frames sigma peak step_size cap steps silence"
+        own = {name: getattr(self, name) for name in names.split()} | {"n_iter": self.inverter.n_iter}
+        return {
+            "features": self.features.settings,
+            "network": self.density.network.settings,
+            "model": own,
+        }
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `model.safetensors` (weights, reference, statistics and every setting) into `folder`, atomically."""
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("inverter.")}  # features again
+        return save_weights(Path(folder) / WEIGHTS, "model", self.settings, own)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> AudioEBM:
+        """Load a model from a run folder, a `model.safetensors`, or the hub (`hf:owner/name`).
+
+        Raises:
+            WeightsError: nothing there, another kind of file, another version, or weights that are not finite.
+        """
+        file = locate(path, WEIGHTS)
+        settings, tensors = load_weights(file, "model")
+        try:
+            model = cls._build(settings, tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise WeightsError(f"{file}: weights and settings do not match ({error})") from error
+        return model.eval().to(device)
+
+    @classmethod
+    def _build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> AudioEBM:
+        prefix = "density.reference."
+        reference = GaussianReference(
+            **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        network = ResidualEnergy(**settings["network"])
+        features = LogMel(**settings["features"])
+        model = cls(features, ReferencedEnergy(reference, network), **settings["model"])
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        missing = [key for key in missing if not key.startswith("inverter.")]
+        if missing or unexpected:
+            raise KeyError(f"missing {missing}, unexpected {unexpected}")
+        return model
+
+
+def clip_seeds(generator: torch.Generator | None, n: int) -> list[int]:
+    """Seeds of the first n clips of a generator: a prefix of those for any larger n."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    base = torch.randint(2**62, (), generator=generator, device=generator.device)
+    own = torch.Generator().manual_seed(int(base))
+    return [int(torch.randint(2**62, (), generator=own)) for _ in range(n)]

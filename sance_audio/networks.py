@@ -1,0 +1,110 @@
+r"""Energy networks: any module `(B, 1, M, T), (B,) -> (B,)` will do; these are fully convolutional.
+
+    F(x | c) = sum over positions of w . silu(h(x | c))
+
+The sum runs over the positions of the last feature map, so the energy has a map of where it sits, and a longer x has
+more of it. Variance-preserving initialisation: Kaiming-normal weights with unit gain, activations `1.7 silu(.)`, residual
+sums over sqrt 2; the last layer starts at zero, so that `F = 0` at first and the model is its reference.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ResidualEnergy", "SIZES"]
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "smoke": {"channels": (16, 32), "depth": (1,)},
+    "cpu": {"channels": (32, 64, 128), "depth": (1, 1)},
+    "gpu": {"channels": (64, 128, 256), "depth": (2, 2)},
+}
+"""Widths after the stem and after each further stage, and blocks per stage; "cpu" suits two cores."""
+
+
+class Block(nn.Module):
+    """`(conv(1.7 silu(conv(silu(x)) + e_c)) + skip(x)) / sqrt 2`, with a bias e_c per component."""
+
+    def __init__(self, width_in: int, width: int, n_components: int):
+        super().__init__()
+        self.first = _conv(width_in, width, 3, padding=1)
+        self.second = _conv(width, width, 3, padding=1)
+        self.skip = _conv(width_in, width, 1) if width_in != width else nn.Identity()
+        self.condition = nn.Embedding(n_components, width)
+        nn.init.zeros_(self.condition.weight)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.first(1.7 * F.silu(x)) + self.condition(c)[:, :, None, None]
+        h = self.second(1.7 * F.silu(h))
+        return (h + self.skip(x)) / math.sqrt(2)
+
+
+class ResidualEnergy(nn.Module):
+    """A stride-4 stem, then residual stages, each followed by average pooling.
+
+    Arguments:
+        n_components: Components that the energy is conditioned on (1 for an unconditional one).
+        channels: Widths: of the first stage, and after each pooling.
+        depth: Blocks per stage after the first.
+        positions: Positions of the last feature map for the model's own window; the sum over positions is divided by it
+            once and for all, so that the learning rate means the same for every window.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        channels: tuple[int, ...] = (32, 64, 128),
+        depth: tuple[int, ...] = (1, 1),
+        positions: int = 4,
+    ):
+        super().__init__()
+        if len(depth) != len(channels) - 1:
+            raise ValueError(f"depth {depth} needs one entry fewer than channels {channels}")
+        self.settings = {
+            "n_components": n_components,
+            "channels": list(channels),
+            "depth": list(depth),
+            "positions": positions,
+        }
+        self.stem = _conv(1, channels[0], 6, stride=4, padding=1)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                Block(width if i else before, width, n_components) for i in range(blocks)
+            )
+            for before, width, blocks in zip(
+                (channels[0], *channels), channels, (1, *depth), strict=False
+            )
+        )
+        self.head = nn.Linear(channels[-1], 1, bias=False)  # a constant would belong to log Z
+        nn.init.zeros_(self.head.weight)
+        self.scale = 1 / positions
+
+    def map(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """The energy of each position, `(B, M', T')`; sums to `forward`.
+
+        Arguments:
+            x: `(B, 1, M, T)`, M and T at least 16.
+            c: Components `(B,)`; zeros when None.
+        """
+        if c is None:
+            c = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        h = self.stem(x)
+        for stage in self.stages:
+            for block in stage:  # type: ignore[union-attr]
+                h = block(h, c)
+            h = 1.4 * F.avg_pool2d(h, 2, ceil_mode=True)
+        return self.scale * self.head(F.silu(h).movedim(1, -1)).squeeze(-1)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """`(B, 1, M, T)` and components `(B,)` to energies `(B,)`, in nats."""
+        return self.map(x, c).sum((1, 2))
+
+
+def _conv(width_in: int, width: int, kernel: int, **kwargs: int) -> nn.Conv2d:
+    layer = nn.Conv2d(width_in, width, kernel, **kwargs)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer

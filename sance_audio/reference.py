@@ -1,0 +1,222 @@
+r"""The Gaussian reference: the part of the energy that is known exactly.
+
+    p_0(x | c) = N(x; mu_c, C_c),   C_c = U_c diag(lambda_c) U_c^T + s_c (I - U_c U_c^T)
+
+one component c or several, each belonging to a class y; `D = M T` dimensions, rank r, `U_c` with orthonormal columns. Fitted
+to dequantised data (noise of standard deviation sigma is added to every cell), so `lambda, s >= sigma^2`. Where a component
+has fewer than r directions, the missing columns of U are zero and their lambda equals s: every formula below stays valid.
+"""
+
+from __future__ import annotations
+
+__all__ = ["GaussianReference", "ComponentGaussian"]
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class GaussianReference(nn.Module):
+    """Low-rank-plus-isotropic Gaussians, one per component.
+
+    Arguments:
+        mean: `(C, D)`.
+        basis: `(C, D, r)`, orthonormal or zero columns.
+        eigenvalues: `(C, r)`, variances along the columns.
+        remainder: `(C,)`, variance in every other direction.
+        weight: `(C,)`, share of each component in the data; sums to 1.
+        classes: `(C,)`, the class that each component belongs to.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    eigenvalues: Tensor
+    remainder: Tensor
+    weight: Tensor
+    classes: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor,
+        basis: Tensor,
+        eigenvalues: Tensor,
+        remainder: Tensor,
+        weight: Tensor | None = None,
+        classes: Tensor | None = None,
+    ):
+        super().__init__()
+        count = mean.shape[0]
+        self.register_buffer("mean", mean)
+        self.register_buffer("basis", basis)
+        self.register_buffer("eigenvalues", eigenvalues)
+        self.register_buffer("remainder", remainder)
+        self.register_buffer("weight", torch.full((count,), 1 / count) if weight is None else weight)
+        self.register_buffer("classes", torch.arange(count) if classes is None else classes)
+
+    @property
+    def n_components(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.classes.max()) + 1
+
+    @staticmethod
+    def fit(
+        x: Tensor,
+        classes: Tensor | None = None,
+        *,
+        components: int = 1,
+        rank: int = 24,
+        sigma: float = 0.2,
+        floor: float = 0.01,
+        seed: int = 0,
+    ) -> tuple[GaussianReference, Tensor]:
+        """Fit to data: k-means on 40 principal components within each class, an exact SVD per component.
+
+        Arguments:
+            x: Clean data `(N, ...)`, flattened to `(N, D)`.
+            classes: Class of each row `(N,)`, integers from 0; one class for all when None.
+            components: Components per class; fewer where a class has under 8 clips a component.
+            rank: Largest rank r; a component of n clips has rank at most n - 2.
+            sigma: Standard deviation of the dequantisation noise, added to the covariance.
+            floor: Smallest remainder variance, before sigma^2 is added.
+            seed: Of k-means.
+
+        Returns:
+            The reference, and the component of each row `(N,)`.
+
+        Raises:
+            ValueError: a class without at least three clips.
+        """
+        flat = x.detach().reshape(x.shape[0], -1).float()
+        classes = torch.zeros(len(flat), dtype=torch.long) if classes is None else classes.long().cpu()
+        fitted, owner = [], []
+        assignment = torch.zeros(len(flat), dtype=torch.long)
+        for y in range(int(classes.max()) + 1):
+            members = (classes == y).nonzero().flatten()
+            if len(members) < 3:
+                raise ValueError(f"class {y} has {len(members)} clips; a Gaussian needs at least 3")
+            groups = _split(flat[members], min(components, max(1, len(members) // 8)), seed)
+            for group in groups:
+                assignment[members[group]] = len(fitted)
+                fitted.append(_gaussian(flat[members[group]], rank, sigma, floor))
+                owner.append(y)
+        counts = torch.bincount(assignment, minlength=len(fitted)).float()
+        mean, basis, eigenvalues, remainder = (torch.stack(parts) for parts in zip(*fitted, strict=True))
+        reference = GaussianReference(
+            mean, basis, eigenvalues, remainder, counts / counts.sum(), torch.tensor(owner)
+        )
+        return reference, assignment
+
+    def given(self, c: Tensor) -> ComponentGaussian:
+        """One Gaussian per row: component `c[i]` for row i."""
+        return ComponentGaussian(self.mean[c], self.basis[c], self.eigenvalues[c], self.remainder[c])
+
+    def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
+        """log p_0(x | c), `(B,)` in nats, of x `(B, ...)`; c `(B,)`."""
+        return self.given(c).log_prob(x)
+
+    def log_prob_all(self, x: Tensor) -> Tensor:
+        """log p_0(x | c) of every row under every component, `(B, C)`."""
+        flat = x.reshape(x.shape[0], -1)
+        return torch.stack(
+            [self.given(torch.tensor([c], device=x.device)).log_prob(flat) for c in range(self.n_components)], 1
+        )
+
+    def sample(self, c: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Exact draws `(B, D)`, one per entry of c `(B,)`."""
+        noise = torch.randn(len(c), self.mean.shape[1], generator=generator, device=self.mean.device)
+        return self.given(c).colour(noise)
+
+    def class_log_weight(self) -> Tensor:
+        """log p(c | y) `(C,)`: each component's share within its class."""
+        totals = torch.zeros(self.n_classes, device=self.weight.device).index_add(0, self.classes, self.weight)
+        return (self.weight / totals[self.classes]).log()
+
+
+class ComponentGaussian:
+    """One low-rank-plus-isotropic Gaussian per row, gathered once and used many times.
+
+    Arguments:
+        mean: `(B, D)` (or 1 in place of B, for the same Gaussian in every row).
+        basis: `(B, D, r)`.
+        eigenvalues: `(B, r)`.
+        remainder: `(B,)`.
+    """
+
+    def __init__(self, mean: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor):
+        self.mean, self.basis, self.eigenvalues, self.remainder = mean, basis, eigenvalues, remainder
+
+    def rows(self, part: slice) -> ComponentGaussian:
+        if self.mean.shape[0] == 1:
+            return self
+        return ComponentGaussian(
+            self.mean[part], self.basis[part], self.eigenvalues[part], self.remainder[part]
+        )
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two halves of `(x - mu)^T C^-1 (x - mu)`: modelled directions and remainder, each `(B,)`."""
+        u = x.reshape(x.shape[0], -1) - self.mean
+        a = torch.einsum("bd,bdr->br", u, self.basis.expand(len(u), -1, -1))
+        outside = (u.square().sum(1) - a.square().sum(1)).clamp_min(0)
+        return (a.square() / self.eigenvalues).sum(1), outside / self.remainder
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; mu, C), `(B,)`, in nats."""
+        modelled, outside = self.parts(x)
+        dimensions, rank = self.basis.shape[1:]
+        log_det = self.eigenvalues.log().sum(1) + (dimensions - rank) * self.remainder.log()
+        return -0.5 * (modelled + outside + log_det + dimensions * math.log(2 * math.pi))
+
+    def spectral(self, vectors: Tensor, along: Tensor, elsewhere: Tensor) -> Tensor:
+        """Sum over k of `f_k(C)` applied to `vectors[:, :, k]`, each f_k a function of the covariance's eigenvalues.
+
+        Arguments:
+            vectors: `(B, D, k)`.
+            along: `(B, r, k)`, the factor of each direction of the basis.
+            elsewhere: `(B, k)`, the factor of every other direction.
+
+        Returns:
+            `(B, D)`. One pass over the basis down and one up, whatever k.
+        """
+        basis = self.basis.expand(vectors.shape[0], -1, -1)
+        coefficients = ((along - elsewhere.unsqueeze(1)) * (basis.mT @ vectors)).sum(2, keepdim=True)
+        return (vectors * elsewhere.unsqueeze(1)).sum(2) + (basis @ coefficients).squeeze(2)
+
+    def colour(self, noise: Tensor) -> Tensor:
+        """`mu + C^(1/2) noise`, `(B, D)`: an exact draw for standard normal noise `(B, D)`."""
+        root = self.spectral(
+            noise.unsqueeze(2), self.eigenvalues.sqrt().unsqueeze(2), self.remainder.sqrt().unsqueeze(1)
+        )
+        return self.mean + root
+
+
+def _split(x: Tensor, k: int, seed: int) -> list[Tensor]:
+    """Row indices of k groups of `(N, D)` by k-means on its principal components; no group under 3 rows."""
+    if k == 1:
+        return [torch.arange(len(x))]
+    from sklearn.cluster import KMeans
+
+    u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    scores = (u * s)[:, :40].double().numpy()
+    labels = KMeans(k, n_init=10, random_state=seed).fit_predict(scores)
+    groups = [torch.from_numpy(np.flatnonzero(labels == j)) for j in range(k)]
+    return groups if min(map(len, groups)) >= 3 else _split(x, k - 1, seed)
+
+
+def _gaussian(x: Tensor, rank: int, sigma: float, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, basis, eigenvalues and remainder of one component, dequantised; padded to `rank` columns."""
+    n, dimensions = x.shape
+    mean = x.mean(0)
+    _, s, vt = torch.linalg.svd(x - mean, full_matrices=False)
+    variances = s.square() / (n - 1)
+    r = max(1, min(rank, n - 2, dimensions - 1))
+    remainder = (variances[r:].sum() / (dimensions - r)).clamp_min(floor) + sigma**2
+    basis = torch.zeros(dimensions, rank)
+    basis[:, :r] = vt[:r].T
+    eigenvalues = remainder.repeat(rank)
+    eigenvalues[:r] = variances[:r] + sigma**2
+    return mean, basis, eigenvalues, remainder

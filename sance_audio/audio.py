@@ -6,10 +6,22 @@ Every failure to decode becomes one `AudioError` that names the file, what was f
 
 from __future__ import annotations
 
-__all__ = ["AudioError", "read", "write", "resample", "fit_length", "find_audio", "PEAK"]
+__all__ = [
+    "AudioError",
+    "Recording",
+    "load",
+    "read",
+    "write",
+    "resample",
+    "fit_length",
+    "windows",
+    "find_audio",
+    "PEAK",
+]
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -29,15 +41,21 @@ class AudioError(ValueError):
     """A file that cannot be used as a recording; the message names it and says why."""
 
 
-def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
-    """Decode a file to mono.
+class Recording(NamedTuple):
+    """A decoded file."""
+
+    waveform: Tensor
+    """`(N,)`, N >= 1, channels averaged."""
+    sample_rate: int
+    """In Hz, the file's own."""
+    channels: int
+
+
+def load(path: str | Path) -> Recording:
+    """Decode a file, at its own rate.
 
     Arguments:
         path: WAV, FLAC, Ogg, MP3 or whatever else libsndfile decodes.
-        sample_rate: Rate wanted, in Hz; the file's own when None.
-
-    Returns:
-        The waveform `(N,)`, N >= 1, channels averaged, and its rate in Hz.
 
     Raises:
         AudioError: missing, empty, not audio, no samples, or samples that are NaN or infinite.
@@ -60,10 +78,19 @@ def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
         raise AudioError(f"{path}: {bad} samples are NaN or infinite; export it again")
-    waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1)))
-    if sample_rate is not None:
-        waveform, rate = resample(waveform, rate, sample_rate), sample_rate
-    return waveform, rate
+    mono = np.ascontiguousarray(samples.mean(axis=1))
+    return Recording(torch.from_numpy(mono), rate, samples.shape[1])
+
+
+def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
+    """Decode a file to mono at `sample_rate` Hz (its own when None): the waveform `(N,)` and its rate.
+
+    Raises:
+        AudioError: as `load`.
+    """
+    recording = load(path)
+    rate = sample_rate or recording.sample_rate
+    return resample(recording.waveform, recording.sample_rate, rate), rate
 
 
 def write(path: str | Path, waveform: Tensor, sample_rate: int) -> float:
@@ -113,6 +140,24 @@ def fit_length(waveform: Tensor, length: int, align: str = "centre") -> Tensor:
     extra = length - waveform.shape[-1]
     before = (extra // 2 if extra >= 0 else -(-extra // 2)) if align == "centre" else 0
     return torch.nn.functional.pad(waveform, (before, extra - before))
+
+
+def windows(waveform: Tensor, length: int, peak: float | None = None) -> Tensor:
+    """One clip `(N,)` as windows `(W, length)`.
+
+    Scaled to `peak` first (silence stays silence) unless it is None. A short clip is centred in zeros; a longer one is cut
+    at a stride of half a window, the last window aligned to its end.
+
+    >>> windows(torch.arange(1.0, 6), 4).tolist()
+    [[1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]
+    """
+    if peak is not None:
+        waveform = waveform * (peak / waveform.abs().max().clamp_min(1e-8))
+    extra = waveform.shape[-1] - length
+    if extra <= 0:
+        return fit_length(waveform, length).unsqueeze(0)
+    starts = [*range(0, extra, length // 2), extra]
+    return torch.stack([waveform[start : start + length] for start in starts])
 
 
 def find_audio(paths: list[str | Path]) -> list[Path]:

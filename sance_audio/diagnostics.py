@@ -27,7 +27,10 @@ from torch import Tensor
 from sance_audio.chunks import run_chunks, slices
 from sance_audio.divergences import effective_sample_size
 from sance_audio.energy import GivenEnergy, ReferencedEnergy
-from sance_audio.samplers import ReferenceLangevin
+from sance_audio.samplers import ReferenceLangevin, State
+
+CHUNK = 16
+"""Chains that one thread anneals together."""
 
 
 @dataclass
@@ -60,14 +63,18 @@ class Ledger:
 
 @dataclass(frozen=True)
 class LogZ:
-    """log Z_theta - log Z_0 per component, in nats."""
+    """log Z_theta - log Z_0 per component, in nats, from both ends."""
 
-    value: Tensor
-    """`(C,)`."""
+    forward: Tensor
+    """`(C,)`: exp of it is unbiased for Z, so it tends to lie below log Z."""
+    reverse: Tensor
+    """`(C,)`: lies above log Z as far as the chains it starts from are samples of the model."""
     standard_error: Tensor
-    """`(C,)`."""
+    """`(C,)`, of `forward`."""
     ess: Tensor
-    """`(C,)`, effective sample size of the weights over their number."""
+    """`(C,)`, effective sample size of the forward weights over their number."""
+    accepted: float
+    """Mean acceptance of the Metropolis steps."""
 
 
 @torch.no_grad()
@@ -75,59 +82,70 @@ def annealed_log_z(
     energy: ReferencedEnergy,
     shape: tuple[int, int],
     *,
-    chains: int = 16,
+    chains: int = 8,
     steps: int = 100,
+    settle: int = 100,
     step_size: float = 0.1,
     cap: float = 1.0,
-    starts: Tensor | None = None,
     generator: torch.Generator,
 ) -> LogZ:
-    """log Z_theta / Z_0 of each component by annealing F from 0 to 1, with Metropolis-adjusted steps.
+    """log Z_theta / Z_0 of each component by annealing F from 0 to 1 and back, with Metropolis-adjusted steps.
 
-    Forwards, from exact samples of the reference, exp of the estimate is unbiased for Z: a stochastic *lower* bound on
-    log Z. Backwards, from samples of the model given as `starts`, it is a stochastic upper bound as far as those samples
-    are exact. Where the two agree, log Z is known.
+    Forwards from exact samples of the reference, then `settle` steps on the model, then backwards from there. Where the two
+    estimates agree, log Z is known; a likelihood is stated conservatively with the larger one.
 
     Arguments:
         energy: The model.
         shape: `(M, T)`.
-        chains: Chains per component (forwards).
-        steps: Temperatures, equally spaced.
-        step_size: eps of the adjusted `ReferenceLangevin`, one step per temperature.
+        chains: Chains per component.
+        steps: Temperatures each way, equally spaced, one step each.
+        settle: Steps at full scale between the two.
+        step_size: eps of the adjusted `ReferenceLangevin`.
         cap: Its cap.
-        starts: Samples of the model `(n, C, 1, M, T)`, to go backwards from.
         generator: Of everything random.
     """
     reference: Any = energy.reference
     count, device = reference.n_components, reference.mean.device
-    backwards = starts is not None
-    if starts is None:
-        c = torch.arange(count, device=device).repeat(chains)
-        x0 = reference.sample(c, generator).view(-1, 1, *shape)
-    else:
-        chains = len(starts)
-        c = torch.arange(count, device=device).repeat(chains)
-        x0 = starts.flatten(0, 1)
-    parts = slices(len(c), 16)
+    c = torch.arange(count, device=device).repeat(chains)
+    x0 = reference.sample(c, generator).view(-1, 1, *shape)
+    parts = slices(len(c), CHUNK)
     seeds = torch.randint(2**62, (len(parts),), generator=generator, device=generator.device).tolist()
-    schedule = torch.linspace(1, 0, steps + 1) if backwards else torch.linspace(0, 1, steps + 1)
+    rising = torch.linspace(0, 1, steps + 1).tolist()
 
-    def anneal(part: slice) -> Tensor:
-        own = torch.Generator(device).manual_seed(seeds[part.start // 16])
+    def anneal(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        own = torch.Generator(device).manual_seed(seeds[part.start // CHUNK])
         sampler = ReferenceLangevin(reference.given(c[part]), step_size, cap, adjusted=True)
-        state = sampler.init(GivenEnergy(energy, c[part]), x0[part])  # F and its gradient at full scale
-        log_weight = torch.zeros(len(c[part]), dtype=torch.float64, device=device)
-        for now, then in pairwise(schedule.tolist()):
-            log_weight -= (then - now) * state.value
-            if then == float(schedule[-1]):
-                break  # a move at the end would change no weight
-            scaled = state._replace(value=then * state.value, grad=then * state.grad)
-            moved, _ = sampler.step(GivenEnergy(energy, c[part], then), scaled, own)
-            state = moved._replace(value=moved.value / then, grad=moved.grad / then)
-        return log_weight
+        state = sampler.init(GivenEnergy(energy, c[part]), x0[part])  # F and its gradient, at full scale
+        accepted = []
 
-    weights = torch.cat(run_chunks(anneal, parts, parallel=device.type == "cpu")).view(chains, count)
-    ess = effective_sample_size(weights.T)
-    value = weights.logsumexp(0) - math.log(chains)
-    error = ((chains / ess - 1) / chains).sqrt()
-    return LogZ((-value if backwards else value).float(), error.float(), (ess / chains).float())
+        def move(state: State, scale: float) -> State:
+            """One step on the reference plus scale F, 0 < scale; F stays cached at full scale."""
+            scaled = state._replace(value=scale * state.value, grad=scale * state.grad)
+            moved, info = sampler.step(GivenEnergy(energy, c[part], scale), scaled, own)
+            accepted.append(info.accepted.mean())
+            return moved._replace(value=moved.value / scale, grad=moved.grad / scale)
+
+        def walk(state: State, schedule: list[float]) -> tuple[State, Tensor]:
+            """Along the temperatures, a step after each change but the last; and the log weights gathered."""
+            log_weight = torch.zeros(len(c[part]), dtype=torch.float64, device=device)
+            for i, (now, then) in enumerate(pairwise(schedule), 2):
+                log_weight -= (then - now) * state.value
+                state = move(state, then) if i < len(schedule) else state
+            return state, log_weight
+
+        state, up = walk(state, rising)
+        for _ in range(settle):
+            state = move(state, 1.0)
+        _, down = walk(state, rising[::-1])
+        return up, down, torch.stack(accepted).mean()
+
+    results = run_chunks(anneal, parts, parallel=device.type == "cpu")
+    up, down = (torch.cat([r[i] for r in results]).view(chains, count) for i in (0, 1))
+    ess = effective_sample_size(up.T)
+    return LogZ(
+        (up.logsumexp(0) - math.log(chains)).float(),
+        (math.log(chains) - down.logsumexp(0)).float(),
+        ((chains / ess - 1) / chains).clamp_min(0).sqrt().float(),
+        (ess / chains).float(),
+        float(torch.stack([r[2] for r in results]).mean()),
+    )

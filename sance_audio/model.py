@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sance_audio.audio import fit_length, resample
+from sance_audio import audio
 from sance_audio.chunks import chunked, run_chunks, slices
 from sance_audio.energy import GivenEnergy, ReferencedEnergy, value_and_grad
 from sance_audio.features import LogMel
@@ -103,18 +103,8 @@ class AudioEBM(nn.Module):
     # From waveforms to energies
 
     def windows(self, waveform: Tensor) -> Tensor:
-        """One clip `(N,)` at the model's rate as windows `(W, window)`.
-
-        Scaled to `peak` (silence stays silence). A short clip is centred in zeros; a longer one is cut at a stride of half
-        a window, the last window aligned to its end.
-        """
-        if self.peak is not None:
-            waveform = waveform * (self.peak / waveform.abs().max().clamp_min(1e-8))
-        extra = waveform.shape[-1] - self.window
-        if extra <= 0:
-            return fit_length(waveform, self.window).unsqueeze(0)
-        starts = [*range(0, extra, self.window // 2), extra]
-        return torch.stack([waveform[start : start + self.window] for start in starts])
+        """One clip `(N,)` at the model's rate as windows `(W, window)`, scaled to `peak`; see `audio.windows`."""
+        return audio.windows(waveform, self.window, self.peak)
 
     def log_mels(self, waveforms: Tensor) -> Tensor:
         """Standardised log-mels `(B, 1, M, T)` of windows `(B, window)`, in chunks."""
@@ -142,6 +132,14 @@ class AudioEBM(nn.Module):
             return -(best - learnt - self.log_z[c]).logsumexp(1)
 
         return chunked(one, x, size=CHUNK)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """log p(y | x) `(B, classes)` of log-mels `(B, 1, M, T)`."""
+        shares = torch.zeros(self.reference.n_classes, device=x.device)
+        shares = shares.index_add(0, self.reference.classes, self.reference.weight)
+        joint = torch.stack([-self.energy_of(x, y) for y in range(len(shares))], 1) + shares.log()
+        return joint.log_softmax(1)
 
     def energy(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
         """Energy of each clip, in nats: low is likely.
@@ -187,7 +185,7 @@ class AudioEBM(nn.Module):
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError("the waveform holds NaN or infinite samples")
         device = self.log_z.device
-        return [resample(clip, sample_rate, self.sample_rate).to(device) for clip in waveform]
+        return [audio.resample(clip, sample_rate, self.sample_rate).to(device) for clip in waveform]
 
     def _log_weight(self, label: int | None) -> Tensor:
         """log p(c) `(C,)`, or log p(c | y), minus infinity outside the class."""

@@ -11,7 +11,7 @@ limit, takes the run back to its last good state at half the rate, and says so.
 
 from __future__ import annotations
 
-__all__ = ["TrainConfig", "train", "Callbacks"]
+__all__ = ["TrainConfig", "train", "Callbacks", "Diverged"]
 
 import copy
 import math
@@ -123,6 +123,10 @@ class _Progress:
     ledger: Ledger = field(default_factory=Ledger)
 
 
+class Diverged(RuntimeError):
+    """Training went wrong again and again, at ever lower rates."""
+
+
 class _Run:
     """The parts of a run that change, captured and restored together."""
 
@@ -161,7 +165,7 @@ class _Run:
             f"step {at}: {trouble}; back to step {self.progress.step} at rate x {scale:g}"
         )
         if count > MAX_ROLLBACKS:
-            raise RuntimeError(
+            raise Diverged(
                 f"training diverged {count} times, last at {self.progress.note}. Lower train.rate or raise "
                 f"train.langevin_steps; the last checkpoint is intact"
             )
@@ -195,7 +199,7 @@ def train(
 
     Raises:
         ValueError: a component without clips; a run folder whose state has other settings.
-        RuntimeError: the run diverged more than `MAX_ROLLBACKS` times.
+        Diverged: the run diverged more than `MAX_ROLLBACKS` times.
     """
     from accelerate import Accelerator
     from tqdm import tqdm

@@ -1,0 +1,177 @@
+"""The command line: `sance-audio train | generate | score | page | info`.
+
+A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+from sance_audio.recipe import find_recipe, one_line_errors, recipe_names
+from sance_audio.workflow import parse
+
+DESCRIPTION = "Energy-based models of sound: train, generate, score, listen."
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write new clips as WAVs: clips/0000_label.wav and so on, labels in balanced turn."""
+
+    run: Positional[str]
+    """Run folder (or hf:owner/name)."""
+    num: int = 16
+    """Number of clips."""
+    seed: int = 0
+    """Clip i of a seed is the same whatever the number."""
+    out: Path = Path("clips")
+    """Folder to write to."""
+    label: str | None = None
+    """One class only, by name."""
+    steps: int | None = None
+    """Langevin steps; the model's own number when left out."""
+    reference_only: bool = False
+    """Leave the network out: exact samples of the Gaussian reference."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score files, or whole folders: one row a file, to a CSV."""
+
+    run: Positional[str]
+    """Run folder, with model and detector."""
+    paths: Positional[list[Path]]
+    """Audio files or folders."""
+    out: Path = Path("scores.csv")
+    """File to write."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """(Re)build the listening page of a finished run."""
+
+    run: Positional[str]
+    """Run folder."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a run or model file holds."""
+
+    run: Positional[str]
+    """Run folder (or hf:owner/name)."""
+
+
+def generate(args: Generate) -> None:
+    import torch
+
+    from sance_audio.assessment import write_clips
+    from sance_audio.model import AudioEBM
+
+    if args.num < 1:
+        raise ValueError(f"--num must be at least 1, found {args.num}")
+    model = AudioEBM.from_pretrained(args.run)
+    label = None
+    if args.label is not None:
+        if args.label not in model.labels:
+            raise ValueError(f"--label {args.label}: the model knows {', '.join(model.labels) or 'no labels'}")
+        label = model.labels.index(args.label)
+    waves = model.generate(
+        args.num,
+        torch.Generator().manual_seed(args.seed),
+        label,
+        steps=args.steps,
+        reference_only=args.reference_only,
+    )
+    names = write_clips(model, waves, model.classes(args.num, label), args.out)
+    print(f"{len(names)} clips of {model.window / model.sample_rate:.2f} s in {args.out}/")
+
+
+def score(args: Score) -> None:
+    from sance_audio.audio import find_audio
+    from sance_audio.detection import EnergyDetector
+    from sance_audio.scoring import check_output, score_files, write_rows
+
+    check_output(args.out)
+    detector = EnergyDetector.from_pretrained(args.run)
+    scored = score_files(detector, find_audio(list(args.paths)))
+    if scored.failed == len(scored.rows):
+        raise ValueError(f"none of {scored.failed} files could be scored; the first: {scored.rows[0]['notes']}")
+    write_rows(args.out, scored.rows)
+    print(
+        f"{len(scored.rows) - scored.failed} files scored, {scored.failed} could not be read; rows in {args.out}\n"
+        f"{scored.seconds_of_sound:.1f} s of sound in {scored.seconds:.2f} s: real-time factor "
+        f"{scored.real_time_factor:.4f}"
+    )
+
+
+def page(args: Page) -> None:
+    from sance_audio.report import write_page
+
+    print(write_page(args.run).resolve())
+
+
+def info(args: Info) -> None:
+    from sance_audio.model import AudioEBM
+
+    model = AudioEBM.from_pretrained(args.run)
+    facts: dict[str, Any] = {
+        "labels": model.labels,
+        "sample_rate": model.sample_rate,
+        "window_seconds": model.window / model.sample_rate,
+        "components": model.reference.n_components,
+        "parameters": sum(p.numel() for p in model.density.network.parameters()),
+        **model.settings,
+    }
+    print(json.dumps(facts, indent=2))
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Run a recipe by name, with the rest of the command line as its own."""
+    names = ", ".join(recipe_names())
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: sance-audio train RECIPE [options]\n\nrecipes: {names}\noptions: sance-audio train RECIPE --help")
+        return
+    path = find_recipe(arguments[0])
+    recipe = runpy.run_path(str(path), run_name="sance_audio_recipe")
+    recipe["main"](parse(recipe["PRESETS"], recipe["__doc__"], arguments[1:], f"sance-audio train {arguments[0]}"))
+
+
+COMMANDS: dict[str, tuple[Any, Any]] = {
+    "generate": (Generate, generate),
+    "score": (Score, score),
+    "page": (Page, page),
+    "info": (Info, info),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `sance-audio`; exits with status 2 on a user's mistake."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with one_line_errors("sance-audio"):
+        if name == "--version":
+            from sance_audio import __version__
+
+            print(__version__)
+        elif name in ("-h", "--help"):
+            print(f"usage: sance-audio COMMAND [options]\n\n{DESCRIPTION}\n\n  train     Run a recipe.")
+            for command, (options, _) in COMMANDS.items():
+                print(f"  {command:9} {options.__doc__}")
+            print("\nsance-audio COMMAND --help says more.")
+        elif name == "train":
+            train(rest)
+        elif name in COMMANDS:
+            options, function = COMMANDS[name]
+            function(tyro.cli(options, args=rest, prog=f"sance-audio {name}"))
+        else:
+            raise ValueError(f"no command named {name!r}; there are: train, {', '.join(COMMANDS)}")

@@ -1,0 +1,236 @@
+r"""Anomaly detection by energy: how atypical are a clip's energies?
+
+Low energy is not the same as normal: normal clips sit at a *typical* energy, and a simpler sound can have a lower one. So a
+clip is described by a vector of energy statistics s(x) (`statistics`), and scored by the Mahalanobis distance of s(x) from
+those of normal clips (Ledoit-Wolf covariance). Scores of normals that touched no fit calibrate it:
+
+    p(x) = (1 + number of calibration scores >= score(x)) / (n + 1)
+
+which for a normal clip falls below alpha with probability at most alpha (split conformal prediction).
+
+References:
+    Density of states estimation for out-of-distribution detection (Morningstar et al., 2021)
+    Detecting out-of-distribution inputs to deep generative models using typicality (Nalisnick et al., 2019)
+    Testing for outliers with conformal p-values (Bates et al., 2023)
+"""
+
+from __future__ import annotations
+
+__all__ = ["EnergyDetector", "Clips", "statistics"]
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from torch import Tensor
+
+from sance_audio import audio
+from sance_audio.chunks import chunked
+from sance_audio.model import CHUNK, AudioEBM
+from sance_audio.weights import WeightsError, load_weights, locate, save_weights
+
+WEIGHTS = "detector.safetensors"
+BANDS = 8
+"""Groups of mel bands, and of frames, whose residual energies are told apart."""
+
+Array = np.ndarray
+Clips = Iterable[Any]
+"""Paths, arrays at the model's rate `(N,)`, or pairs (array, sample rate in Hz)."""
+
+
+@torch.no_grad()
+def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor, Tensor]:
+    """Energies and energy statistics of log-mels `(B, 1, M, T)`.
+
+    Returns:
+        -log p(x) `(B,)` in nats, and s(x) `(B, S)`: under the likeliest component, the energy, the modelled and the
+        residual part of its Gaussian, the residual's part in each of `BANDS` groups of bands and of frames, and (with
+        `learnt`) the network's energy. Everything but the energies is on a logarithmic scale.
+    """
+
+    def one(rows: Tensor) -> Tensor:
+        c = model.component_of(rows)
+        noisy = rows + model.jitter
+        gaussian = model.reference.given(c)
+        modelled, residual = gaussian.parts(noisy)
+        u = noisy.flatten(1) - gaussian.mean
+        outside = u - (gaussian.basis @ (gaussian.basis.mT @ u.unsqueeze(2))).squeeze(2)
+        cells = (outside.square() / gaussian.remainder.unsqueeze(1)).view(-1, 1, *model.shape)
+        bands = torch.nn.functional.adaptive_avg_pool2d(cells, (BANDS, 1)).flatten(1)
+        times = torch.nn.functional.adaptive_avg_pool2d(cells, (1, BANDS)).flatten(1)
+        columns = [modelled.log().unsqueeze(1), residual.log().unsqueeze(1), bands.log(), times.log()]
+        if learnt:
+            columns.append(model.density.network(noisy, c).unsqueeze(1))
+        return torch.cat(columns, 1)
+
+    energy = model.energy_of(x, reference_only=not learnt)
+    return energy, torch.cat([energy.unsqueeze(1), chunked(one, x, size=CHUNK)], 1)
+
+
+class EnergyDetector(OutlierMixin, BaseEstimator):
+    """A scikit-learn outlier detector over a trained `AudioEBM`; needs normal clips only.
+
+    Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips, `predict` gives +1
+    (normal) or -1. `anomaly_score` is higher for odd ones.
+
+    Arguments:
+        model: The trained energy.
+        score: "typicality" (Mahalanobis distance of the energy statistics) or "energy" (the bare energy).
+        preset: Kept for training a model on the normals, which this version does not do.
+        seed: Of the split into clips that fit and clips that calibrate.
+        alpha: False-alarm rate of `predict`.
+        learnt: Use the network; False scores by the Gaussian reference alone.
+        calibration: Share of the normals kept for calibration.
+    """
+
+    def __init__(
+        self,
+        model: AudioEBM | None = None,
+        *,
+        score: str = "typicality",
+        preset: str = "cpu",
+        seed: int = 0,
+        alpha: float = 0.05,
+        learnt: bool = True,
+        calibration: float = 0.4,
+    ):
+        self.model = model
+        self.score = score
+        self.preset = preset
+        self.seed = seed
+        self.alpha = alpha
+        self.learnt = learnt
+        self.calibration = calibration
+
+    def fit(self, X: Clips, y: Any = None) -> EnergyDetector:
+        """Fit on normal clips that the model was not trained on; `y` is ignored.
+
+        Raises:
+            ValueError: no model; too few clips to calibrate at `alpha`; a clip that cannot be read.
+        """
+        from sklearn.covariance import LedoitWolf
+
+        if self.score not in ("typicality", "energy"):
+            raise ValueError(f"score must be 'typicality' or 'energy', found {self.score!r}")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {self.alpha}")
+        s = self._describe(X)[1]
+        n = len(s)
+        n_calibration = round(self.calibration * n)
+        needed = int(np.ceil(1 / self.alpha)) - 1
+        if n_calibration < needed or n - n_calibration < 2:
+            raise ValueError(
+                f"{n} normal clips leave {n_calibration} for calibration; alpha={self.alpha} needs at least {needed}: "
+                f"pass {int(np.ceil(needed / self.calibration))} clips or more, or raise alpha"
+            )
+        order = np.random.default_rng(self.seed).permutation(n)
+        fit, held_out = s[order[n_calibration:]], s[order[:n_calibration]]
+        self.centre_ = fit.mean(0)
+        spread = fit.std(0)
+        self.scale_ = np.where(spread > 1e-9, spread, np.inf)  # a constant statistic says nothing
+        estimate = LedoitWolf().fit((fit - self.centre_) / self.scale_)
+        self.precision_ = estimate.precision_
+        self.calibration_ = np.sort(self._score(held_out))
+        rank = int(np.ceil((1 - self.alpha) * (n_calibration + 1)))
+        self.offset_ = -float(self.calibration_[min(rank, n_calibration) - 1])
+        return self
+
+    def anomaly_score(self, X: Clips) -> Array:
+        """`(B,)`: higher is odder."""
+        return self.assess(X)["anomaly_score"]
+
+    def score_samples(self, X: Clips) -> Array:
+        """`(B,)`: the anomaly score with its sign turned; higher is more normal."""
+        return -self.anomaly_score(X)
+
+    def decision_function(self, X: Clips) -> Array:
+        """`(B,)`: `score_samples - offset_`; negative where `predict` says -1."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Clips) -> Array:
+        """`(B,)`: +1 for normal, -1 for odd, at false-alarm rate `alpha`."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_value(self, X: Clips) -> Array:
+        """`(B,)`: conformal p-values, between 1 / (n + 1) and 1; small is odd."""
+        return self.assess(X)["p_value"]
+
+    def assess(self, X: Clips) -> dict[str, Array]:
+        """Everything from one pass over the clips: `energy` (nats), `anomaly_score` and `p_value`, each `(B,)`."""
+        if not hasattr(self, "calibration_"):
+            raise ValueError("this EnergyDetector has not been fitted; call fit with normal clips first")
+        energy, s = self._describe(X)
+        score = self._score(s)
+        at_least = len(self.calibration_) - np.searchsorted(self.calibration_, score, side="left")
+        p = (1 + at_least) / (len(self.calibration_) + 1)
+        return {"energy": energy, "anomaly_score": score, "p_value": p}
+
+    def _describe(self, X: Clips) -> tuple[Array, Array]:
+        """Energies `(B,)` and statistics `(B, 2 S)`: mean over each clip's windows, and largest less mean."""
+        if self.model is None:
+            raise ValueError("EnergyDetector needs a trained model: EnergyDetector(AudioEBM.from_pretrained(RUN))")
+        windows = [self.model.windows(_waveform(clip, self.model.sample_rate)) for clip in X]
+        if not windows:
+            raise ValueError("no clips were given")
+        x = self.model.log_mels(torch.cat(windows).to(self.model.log_z.device))
+        energy, s = statistics(self.model, x, self.learnt)
+        counts = [len(w) for w in windows]
+        per_clip = [torch.cat([part.mean(0), part.amax(0) - part.mean(0)]) for part in s.split(counts)]
+        energies = torch.stack([part.mean() for part in energy.split(counts)])
+        return energies.double().cpu().numpy(), torch.stack(per_clip).double().cpu().numpy()
+
+    def _score(self, s: Array) -> Array:
+        if self.score == "energy":
+            return s[:, 0]
+        z = (s - self.centre_) / self.scale_
+        return np.einsum("bi,ij,bj->b", z, self.precision_, z)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `detector.safetensors` into a run folder, beside the model's weights."""
+        names = "centre_ scale_ precision_ calibration_".split()
+        scale = np.where(np.isinf(self.scale_), 0.0, self.scale_)  # the file holds finite numbers only
+        arrays = {name: getattr(self, name) for name in names} | {"scale_": scale}
+        settings = {k: v for k, v in self.get_params(deep=False).items() if k != "model"}
+        return save_weights(
+            Path(folder) / WEIGHTS,
+            "detector",
+            {"detector": settings, "offset": self.offset_},
+            {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
+        )
+
+    @classmethod
+    def from_pretrained(cls, run: str | Path, device: str | torch.device = "cpu") -> EnergyDetector:
+        """Load the detector of a run folder, with its model.
+
+        Raises:
+            WeightsError: no such folder, no detector in it, or a damaged one.
+        """
+        file = locate(run, WEIGHTS)
+        settings, tensors = load_weights(file, "detector")
+        try:
+            detector = cls(AudioEBM.from_pretrained(run, device), **settings["detector"])
+            for name, tensor in tensors.items():
+                setattr(detector, name, tensor.numpy())
+            detector.scale_ = np.where(detector.scale_ == 0, np.inf, detector.scale_)
+            detector.offset_ = float(settings["offset"])
+        except (KeyError, TypeError) as error:
+            raise WeightsError(f"{file}: settings do not match this version ({error})") from error
+        return detector
+
+
+def _waveform(clip: Any, sample_rate: int) -> Tensor:
+    """One element of `Clips` as a mono waveform `(N,)` at `sample_rate` Hz."""
+    if isinstance(clip, (str, Path)):
+        return audio.read(clip, sample_rate)[0]
+    rate = sample_rate
+    if isinstance(clip, Sequence) and len(clip) == 2 and np.ndim(clip[1]) == 0 and np.ndim(clip[0]) >= 1:
+        clip, rate = clip[0], int(clip[1])
+    wave = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
+    if wave.ndim != 1 or len(wave) == 0:
+        raise ValueError(f"a clip is a waveform (N,) with N >= 1, found shape {tuple(wave.shape)}")
+    if not bool(torch.isfinite(wave).all()):
+        raise ValueError("a clip holds NaN or infinite samples")
+    return audio.resample(wave, rate, sample_rate)

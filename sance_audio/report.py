@@ -1,0 +1,87 @@
+"""The listening page: one `index.html` in the run folder, opened straight from disk, made from what the run wrote."""
+
+from __future__ import annotations
+
+__all__ = ["write_page"]
+
+from pathlib import Path
+from typing import Any
+
+from sance_audio import audio, pictures
+from sance_audio.files import atomic, read_json, read_jsonl
+from sance_audio.model import AudioEBM
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+def write_page(run: str | Path) -> Path:
+    """(Re)build `index.html` of a finished run from its `results.json`, `metrics.jsonl`, model and WAVs.
+
+    Raises:
+        ValueError: a folder that is no finished run.
+    """
+    import jinja2
+
+    run = Path(run)
+    model = AudioEBM.from_pretrained(run)
+    results = read_json(run / "results.json")
+    rows = read_jsonl(run / "metrics.jsonl")
+    columns = {"gap": "network gap (nats)", "loss": "loss", "log_z": "log Z ledger (nats)"}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template(TEMPLATE.name).render(
+        name=results["recipe"],
+        results=results,
+        clips=_cards(model, run, results["examples"]),
+        oddest=_cards(model, run, results["anomalies"]["oddest"]),
+        ordinary=_cards(model, run, results["anomalies"]["most_ordinary"]),
+        curves=pictures.data_uri(pictures.curves(rows, columns)) if rows else "",
+        words=training_words(rows),
+        progress=_progress(run),
+    )
+    path = run / "index.html"
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def training_words(rows: list[dict[str, Any]]) -> list[str]:
+    """The learning curves in words: what was healthy, what was not."""
+    if not rows:
+        return ["No training was recorded."]
+    last = rows[-1]
+    gaps = [row["gap"] for row in rows[-100:]]
+    gap = sum(gaps) / len(gaps)
+    healthy = "healthy: within 5 nats" if abs(gap) <= 5 else "beyond 5 nats: the chains lag behind the model"
+    early = [row["refresh"] for row in rows if row.get("refresh", "interval") not in ("interval", "start")]
+    words = [
+        f"{last['step']} steps, {sum('refresh' in row for row in rows)} refreshes of the noise"
+        + (f", {len(early)} of them early (last: {early[-1]})." if early else ", none early."),
+        f"Network gap over the last {len(gaps)} steps: {gap:+.2f} nats ({healthy}).",
+        f"Log-partition ledger: log Z - log Z of the reference = {last['log_z']:.1f} nats, standard error "
+        f"{last['log_z_error']:.2f} for independent chains; chains that lag make it too small.",
+    ]
+    rollbacks = [row["rollback"] for row in rows if "rollback" in row]
+    return words + (rollbacks or ["The divergence guard never stepped in."])
+
+
+def _cards(model: AudioEBM, run: Path, clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Clips with a spectrogram each; a file that is gone is left out."""
+    cards = []
+    for clip in clips:
+        try:
+            wave, _ = audio.read(run / clip["file"], model.sample_rate)
+        except audio.AudioError:
+            continue
+        x = model.log_mels(model.windows(wave)[:1])
+        cards.append(clip | {"picture": pictures.data_uri(pictures.spectrogram(x[0, 0]))})
+    return cards
+
+
+def _progress(run: Path) -> list[dict[str, str]]:
+    """Sheets of the fixed chains written during training."""
+    sheets = sorted((run / "samples").glob("step_*.png"))
+    return [
+        {"step": str(int(s.stem.split("_")[1])), "picture": pictures.data_uri(s.read_bytes())} for s in sheets
+    ]

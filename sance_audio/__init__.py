@@ -4,8 +4,8 @@
 >>> sance_audio.LogMel(sample_rate=8000, n_fft=512, hop_length=128, n_mels=64).n_mels
 64
 
-The names below are the public interface. Each is imported when it is first used, so that importing the
-package costs next to nothing.
+The names below are the public interface. Each is imported when it is first used, so that importing
+the package costs next to nothing.
 """
 
 from importlib import import_module

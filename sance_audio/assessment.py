@@ -1,4 +1,6 @@
-"""The later steps that recipes share: a classifier's judgement of generated clips, the detector and its rivals."""
+"""The later steps that recipes share: a classifier's judgement of generated clips, the detector
+and its rivals.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from sance_audio.weights import load_weights, save_weights
 from sance_audio.workflow import Material, Options, Results
 
 
-def classify(material: Material, options: Options, labels: tuple[str, ...]) -> evaluation.Classifier:
+def classify(
+    material: Material, options: Options, labels: tuple[str, ...]
+) -> evaluation.Classifier:
     """The evaluating classifier: trained on the training clips once, kept in the run."""
     path = options.run / "classifier.safetensors"
     if path.exists():
@@ -64,7 +68,9 @@ def analyse(model: AudioEBM, waves: Sequence[Tensor] | Tensor) -> Tensor:
 
 
 def write_clips(model: AudioEBM, waves: Tensor, classes: Sequence[int], folder: Path) -> list[str]:
-    """Write `{index:04d}_{label}.wav` (`{index:04d}.wav` for an unlabelled model); returns the names."""
+    """Write `{index:04d}_{label}.wav` (`{index:04d}.wav` for an unlabelled model); returns the
+    names.
+    """
     names = []
     for i, (wave, y) in enumerate(zip(waves, classes, strict=True)):
         name = f"{i:04d}_{model.labels[y]}.wav" if model.labels else f"{i:04d}.wav"
@@ -76,9 +82,11 @@ def write_clips(model: AudioEBM, waves: Tensor, classes: Sequence[int], folder: 
 def evaluate(
     model: AudioEBM, classifier: evaluation.Classifier, material: Material, options: Options
 ) -> Results:
-    """The table: real test clips, the same through inversion, the reference alone, the model; and what it shows.
+    """The table: real test clips, the same through inversion, the reference alone, the model; and
+    what it shows.
 
-    Writes the model's first `options.clips` clips, and examples of the other rows, into the run folder.
+    Writes the model's first `options.clips` clips, and examples of the other rows, into the run
+    folder.
     """
     labels, n = model.labels, options.evaluate
     began = time.perf_counter()
@@ -86,9 +94,11 @@ def evaluate(
     seconds = time.perf_counter() - began
     alone = generate(model, n, options.seed, reference_only=True)
     test_y = material.y["test"]
-    order = torch.randperm(len(test_y), generator=torch.Generator().manual_seed(0))  # any first rows are a fair draw
+    order = torch.randperm(
+        len(test_y), generator=torch.Generator().manual_seed(0)
+    )  # any first rows are a fair draw
     x_test, test_y = material.x["test"][order], test_y[order]
-    again = model.invert(x_test.to(model.log_z.device))
+    again = model.invert(x_test.to(model.device))
 
     real, _ = classifier.describe(material.x["train"])
     n_equal = min(n, len(test_y))
@@ -122,7 +132,13 @@ def evaluate(
     names = write_clips(model, written, ours.classes[: options.clips], folder)
     energies = model.energy_of(ours.x[: options.clips])
     examples = [
-        {"file": f"clips/{name}", "kind": "generated", "label": labels[y], "seed": options.seed, "index": i}
+        {
+            "file": f"clips/{name}",
+            "kind": "generated",
+            "label": labels[y],
+            "seed": options.seed,
+            "index": i,
+        }
         | {"energy": float(e)}
         for i, (name, y, e) in enumerate(zip(names, ours.classes, energies, strict=False))
     ]
@@ -130,7 +146,10 @@ def evaluate(
         row = int((test_y == y).nonzero()[0]) if (test_y == y).any() else None
         if row is None:
             continue
-        for kind, wave in (("real", material.waves["test"][int(order[row])]), ("resynthesised", again[row])):
+        for kind, wave in (
+            ("real", material.waves["test"][int(order[row])]),
+            ("resynthesised", again[row]),
+        ):
             file = f"samples/{kind}_{label}.wav"
             audio.write(options.run / file, wave.cpu(), model.sample_rate)
             energy = float(model.energy_of(analyse(model, [wave]))[0])
@@ -143,7 +162,9 @@ def evaluate(
         "accuracy_difference": accuracy,
         "generation": {
             "clips_scaled_down": int((peaks > audio.PEAK).sum()),
-            "quietest_rms_dbfs": float(20 * written.square().mean(1).sqrt().min().clamp_min(1e-9).log10()),
+            "quietest_rms_dbfs": float(
+                20 * written.square().mean(1).sqrt().min().clamp_min(1e-9).log10()
+            ),
             "real_time_factor": seconds / (len(ours.waves) * model.window / model.sample_rate),
         },
         "examples": examples,
@@ -157,7 +178,8 @@ def detect(
     odd: Sequence[tuple[str, Tensor]] = (),
     show: int = 6,
 ) -> Results:
-    """Fit the detector on the validation clips, score the test clips and the odd ones, compare with baselines.
+    """Fit the detector on the validation clips, score the test clips and the odd ones, compare
+    with baselines.
 
     Arguments:
         odd: Sounds of no class, as (name, waveform at the model's rate); none leaves out the AUCs.
@@ -171,7 +193,9 @@ def detect(
         print(f"no detector: {error}", file=sys.stderr)
         return empty | {"note": str(error)}
     detector.save_pretrained(options.run)
-    names = [f"{clip.label} ({clip.name})" for clip in material.clips["test"]] + [name for name, _ in odd]
+    names = [f"{clip.label} ({clip.name})" for clip in material.clips["test"]] + [
+        name for name, _ in odd
+    ]
     waves = [*material.waves["test"], *(wave for _, wave in odd)]
     marks = detector.assess(waves)
     is_odd = np.arange(len(waves)) >= len(material.waves["test"])

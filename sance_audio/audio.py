@@ -1,7 +1,8 @@
 """Waveforms in and out: read, write, resample, fit to a length.
 
-A waveform is a float32 tensor of shape `(N,)`, mono, nominally within [-1, 1]; a sample rate is in Hz.
-Every failure to decode becomes one `AudioError` that names the file, what was found and what to do.
+A waveform is a float32 tensor of shape `(N,)`, mono, nominally within [-1, 1]; a sample rate is in
+Hz. Every failure to decode becomes one `AudioError` that names the file, what was found and what
+to do.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def load(path: str | Path) -> Recording:
 
 
 def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
-    """Decode a file to mono at `sample_rate` Hz (its own when None): the waveform `(N,)` and its rate.
+    """Decode a file to mono at `sample_rate` Hz (its own when None): the waveform `(N,)` and its
+    rate.
 
     Raises:
         AudioError: as `load`.
@@ -94,7 +96,8 @@ def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]
 
 
 def write(path: str | Path, waveform: Tensor, sample_rate: int) -> float:
-    """Write a mono 16-bit PCM WAV, atomically. Never scaled up; scaled down where the peak passes `PEAK`.
+    """Write a mono 16-bit PCM WAV, atomically. Never scaled up; scaled down where the peak passes
+    `PEAK`.
 
     Arguments:
         path: Where to; folders are made.
@@ -118,7 +121,9 @@ def write(path: str | Path, waveform: Tensor, sample_rate: int) -> float:
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """Resample `(N,)` from `rate` to `new_rate` Hz with soxr at high quality; at least one sample remains."""
+    """Resample `(N,)` from `rate` to `new_rate` Hz with soxr at high quality; at least one sample
+    remains.
+    """
     if rate == new_rate:
         return waveform
     if rate < 1 or new_rate < 1:
@@ -128,12 +133,13 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 
 
 def fit_length(waveform: Tensor, length: int, align: str = "centre") -> Tensor:
-    """Pad with zeros or crop `(..., N)` to `(..., length)`, the clip's centre or start kept in place.
+    """Pad with zeros or crop `(..., N)` to `(..., length)`, the clip's centre or start kept in
+    place.
 
     >>> fit_length(torch.ones(2), 5).tolist()
     [0.0, 1.0, 1.0, 0.0, 0.0]
-    >>> fit_length(torch.arange(5.0), 3).tolist(), fit_length(torch.arange(5.0), 3, "start").tolist()
-    ([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
+    >>> fit_length(torch.arange(5.0), 3).tolist(), fit_length(torch.arange(5.0), 3,
+    "start").tolist() ([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
     """
     if align not in ("centre", "start"):
         raise ValueError(f"align must be 'centre' or 'start', found {align!r}")
@@ -145,8 +151,8 @@ def fit_length(waveform: Tensor, length: int, align: str = "centre") -> Tensor:
 def windows(waveform: Tensor, length: int, peak: float | None = None) -> Tensor:
     """One clip `(N,)` as windows `(W, length)`.
 
-    Scaled to `peak` first (silence stays silence) unless it is None. A short clip is centred in zeros; a longer one is cut
-    at a stride of half a window, the last window aligned to its end.
+    Scaled to `peak` first (silence stays silence) unless it is None. A short clip is centred in
+    zeros; a longer one is cut at a stride of half a window, the last window aligned to its end.
 
     >>> windows(torch.arange(1.0, 6), 4).tolist()
     [[1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]
@@ -161,7 +167,8 @@ def windows(waveform: Tensor, length: int, peak: float | None = None) -> Tensor:
 
 
 def find_audio(paths: list[str | Path]) -> list[Path]:
-    """Files as given, and the audio files anywhere below given folders (by suffix), sorted within each.
+    """Files as given, and the audio files anywhere below given folders (by suffix), sorted within
+    each.
 
     Raises:
         ValueError: a path that does not exist, or a folder without a single audio file.

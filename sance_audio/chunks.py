@@ -1,9 +1,11 @@
-"""Work in chunks of a fixed size, spread over threads: the same bits whatever the batch and the machine's load.
+"""Work in chunks of a fixed size, spread over threads: the same bits whatever the batch and the
+machine's load.
 
-Gradients differ in their last bits between batch sizes and between thread counts. So a chunk always has the same number
-of rows (the last is padded by repeating a row), and every chunk runs with one intra-operation thread. Several chunks
-run side by side in Python threads, which PyTorch releases to run in parallel; no thread ever spins at a barrier, which on
-a shared core is what makes many-threaded convolutions slow (docs/decisions.md).
+Gradients differ in their last bits between batch sizes and between thread counts. So a chunk
+always has the same number of rows (the last is padded by repeating a row), and every chunk runs
+with one intra-operation thread. Several chunks run side by side in Python threads, which PyTorch
+releases to run in parallel; no thread ever spins at a barrier, which on a shared core is what
+makes many-threaded convolutions slow (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -38,14 +40,20 @@ def padded(x: Tensor, size: int) -> Tensor:
     return x if missing == 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
 
-def run_chunks(function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True) -> list[T]:
-    """`function` of each slice, in order; side by side in threads when `parallel`, with one torch thread each."""
+def run_chunks(
+    function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True
+) -> list[T]:
+    """`function` of each slice, in order; side by side in threads when `parallel`, with one torch
+    thread each.
+    """
 
     def alone(part: slice) -> T:
         torch.set_num_threads(1)
         return function(part)
 
-    workers = min(len(parts), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    workers = min(
+        len(parts), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    )
     if not parallel:
         return [function(part) for part in parts]
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -53,14 +61,17 @@ def run_chunks(function: Callable[[slice], T], parts: Sequence[slice], parallel:
 
 
 def chunked(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
-    """`function` over tensors that share their first dimension, in padded chunks of `size` rows, results joined.
+    """`function` over tensors that share their first dimension, in padded chunks of `size` rows,
+    results joined.
 
     Arguments:
-        function: Of tensors `(size, ...)`, giving `(size, ...)`; row i of the result depends on rows i only.
+        function: Of tensors `(size, ...)`, giving `(size, ...)`; row i of the result depends on
+            rows i only.
         rows: Tensors `(n, ...)`, n >= 1.
 
     Returns:
-        `(n, ...)`, equal to the bit for whatever n a row comes in, at the same place modulo `size`.
+        `(n, ...)`, equal to the bit for whatever n a row comes in, at the same place modulo
+        `size`.
     """
     n = rows[0].shape[0]
 

@@ -1,6 +1,7 @@
 """The command line: `sance-audio train | generate | score | page | info`.
 
-A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a traceback.
+A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a
+traceback.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def generate(args: Generate) -> None:
     label = None
     if args.label is not None:
         if args.label not in model.labels:
-            raise ValueError(f"--label {args.label}: the model knows {', '.join(model.labels) or 'no labels'}")
+            raise ValueError(
+                f"--label {args.label}: the model knows {', '.join(model.labels) or 'no labels'}"
+            )
         label = model.labels.index(args.label)
     waves = model.generate(
         args.num,
@@ -106,10 +109,13 @@ def score(args: Score) -> None:
     detector = EnergyDetector.from_pretrained(args.run)
     scored = score_files(detector, find_audio(list(args.paths)))
     if scored.failed == len(scored.rows):
-        raise ValueError(f"none of {scored.failed} files could be scored; the first: {scored.rows[0]['notes']}")
+        raise ValueError(
+            f"none of {scored.failed} files could be scored; the first: {scored.rows[0]['notes']}"
+        )
     write_rows(args.out, scored.rows)
     print(
-        f"{len(scored.rows) - scored.failed} files scored, {scored.failed} could not be read; rows in {args.out}\n"
+        f"{len(scored.rows) - scored.failed} files scored, {scored.failed} could not be read; "
+        f"rows in {args.out}\n"
         f"{scored.seconds_of_sound:.1f} s of sound in {scored.seconds:.2f} s: real-time factor "
         f"{scored.real_time_factor:.4f}"
     )
@@ -140,11 +146,21 @@ def train(arguments: Sequence[str]) -> None:
     """Run a recipe by name, with the rest of the command line as its own."""
     names = ", ".join(recipe_names())
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: sance-audio train RECIPE [options]\n\nrecipes: {names}\noptions: sance-audio train RECIPE --help")
+        print(
+            f"usage: sance-audio train RECIPE [options]\n\nrecipes: {names}\noptions: "
+            f"sance-audio train RECIPE --help"
+        )
         return
     path = find_recipe(arguments[0])
     recipe = runpy.run_path(str(path), run_name="sance_audio_recipe")
-    recipe["main"](parse(recipe["PRESETS"], recipe["__doc__"], arguments[1:], f"sance-audio train {arguments[0]}"))
+    recipe["main"](
+        parse(
+            recipe["PRESETS"],
+            recipe["__doc__"],
+            arguments[1:],
+            f"sance-audio train {arguments[0]}",
+        )
+    )
 
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
@@ -164,7 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             print(__version__)
         elif name in ("-h", "--help"):
-            print(f"usage: sance-audio COMMAND [options]\n\n{DESCRIPTION}\n\n  train     Run a recipe.")
+            print(
+                f"usage: sance-audio COMMAND [options]\n\n{DESCRIPTION}\n\n  train     Run a "
+                f"recipe."
+            )
             for command, (options, _) in COMMANDS.items():
                 print(f"  {command:9} {options.__doc__}")
             print("\nsance-audio COMMAND --help says more.")

@@ -1,17 +1,19 @@
 r"""Anomaly detection by energy: how atypical are a clip's energies?
 
-Low energy is not the same as normal: normal clips sit at a *typical* energy, and a simpler sound can have a lower one. So a
-clip is described by a vector of energy statistics s(x) (`statistics`), and scored by the Mahalanobis distance of s(x) from
-those of normal clips (Ledoit-Wolf covariance). Scores of normals that touched no fit calibrate it:
+Low energy is not the same as normal: normal clips sit at a *typical* energy, and a simpler sound
+can have a lower one. So a clip is described by a vector of energy statistics s(x) (`statistics`),
+and scored by the Mahalanobis distance of s(x) from those of normal clips (Ledoit-Wolf covariance).
+Scores of normals that touched no fit calibrate it:
 
     p(x) = (1 + number of calibration scores >= score(x)) / (n + 1)
 
-which for a normal clip falls below alpha with probability at most alpha (split conformal prediction).
+which for a normal clip falls below alpha with probability at most alpha (split conformal
+prediction).
 
 References:
     Density of states estimation for out-of-distribution detection (Morningstar et al., 2021)
-    Detecting out-of-distribution inputs to deep generative models using typicality (Nalisnick et al., 2019)
-    Testing for outliers with conformal p-values (Bates et al., 2023)
+    Detecting out-of-distribution inputs to deep generative models using typicality (Nalisnick et
+    al., 2019) Testing for outliers with conformal p-values (Bates et al., 2023)
 """
 
 from __future__ import annotations
@@ -46,9 +48,10 @@ def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor,
     """Energies and energy statistics of log-mels `(B, 1, M, T)`.
 
     Returns:
-        -log p(x) `(B,)` in nats, and s(x) `(B, S)`: under the likeliest component, the energy, the modelled and the
-        residual part of its Gaussian, the residual's part in each of `BANDS` groups of bands and of frames, and (with
-        `learnt`) the network's energy. Everything but the energies is on a logarithmic scale.
+        -log p(x) `(B,)` in nats, and s(x) `(B, S)`: under the likeliest component, the energy, the
+        modelled and the residual part of its Gaussian, the residual's part in each of `BANDS`
+        groups of bands and of frames, and (with `learnt`) the network's energy. Everything but the
+        energies is on a logarithmic scale.
     """
 
     def one(rows: Tensor) -> Tensor:
@@ -61,7 +64,12 @@ def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor,
         cells = (outside.square() / gaussian.remainder.unsqueeze(1)).view(-1, 1, *model.shape)
         bands = torch.nn.functional.adaptive_avg_pool2d(cells, (BANDS, 1)).flatten(1)
         times = torch.nn.functional.adaptive_avg_pool2d(cells, (1, BANDS)).flatten(1)
-        columns = [modelled.log().unsqueeze(1), residual.log().unsqueeze(1), bands.log(), times.log()]
+        columns = [
+            modelled.log().unsqueeze(1),
+            residual.log().unsqueeze(1),
+            bands.log(),
+            times.log(),
+        ]
         if learnt:
             columns.append(model.density.network(noisy, c).unsqueeze(1))
         return torch.cat(columns, 1)
@@ -73,12 +81,13 @@ def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor,
 class EnergyDetector(OutlierMixin, BaseEstimator):
     """A scikit-learn outlier detector over a trained `AudioEBM`; needs normal clips only.
 
-    Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips, `predict` gives +1
-    (normal) or -1. `anomaly_score` is higher for odd ones.
+    Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips,
+    `predict` gives +1 (normal) or -1. `anomaly_score` is higher for odd ones.
 
     Arguments:
         model: The trained energy.
-        score: "typicality" (Mahalanobis distance of the energy statistics) or "energy" (the bare energy).
+        score: "typicality" (Mahalanobis distance of the energy statistics) or "energy" (the bare
+            energy).
         preset: Kept for training a model on the normals, which this version does not do.
         seed: Of the split into clips that fit and clips that calibrate.
         alpha: False-alarm rate of `predict`.
@@ -109,7 +118,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """Fit on normal clips that the model was not trained on; `y` is ignored.
 
         Raises:
-            ValueError: no model; too few clips to calibrate at `alpha`; a clip that cannot be read.
+            ValueError: no model; too few clips to calibrate at `alpha`; a clip that cannot be
+                read.
         """
         from sklearn.covariance import LedoitWolf
 
@@ -123,7 +133,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         needed = int(np.ceil(1 / self.alpha)) - 1
         if n_calibration < needed or n - n_calibration < 2:
             raise ValueError(
-                f"{n} normal clips leave {n_calibration} for calibration; alpha={self.alpha} needs at least {needed}: "
+                f"{n} normal clips leave {n_calibration} for calibration; alpha={self.alpha} "
+                f"needs at least {needed}: "
                 f"pass {int(np.ceil(needed / self.calibration))} clips or more, or raise alpha"
             )
         order = np.random.default_rng(self.seed).permutation(n)
@@ -159,9 +170,13 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return self.assess(X)["p_value"]
 
     def assess(self, X: Clips) -> dict[str, Array]:
-        """Everything from one pass over the clips: `energy` (nats), `anomaly_score` and `p_value`, each `(B,)`."""
+        """Everything from one pass over the clips: `energy` (nats), `anomaly_score` and `p_value`,
+        each `(B,)`.
+        """
         if not hasattr(self, "calibration_"):
-            raise ValueError("this EnergyDetector has not been fitted; call fit with normal clips first")
+            raise ValueError(
+                "this EnergyDetector has not been fitted; call fit with normal clips first"
+            )
         energy, s = self._describe(X)
         score = self._score(s)
         at_least = len(self.calibration_) - np.searchsorted(self.calibration_, score, side="left")
@@ -169,16 +184,23 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return {"energy": energy, "anomaly_score": score, "p_value": p}
 
     def _describe(self, X: Clips) -> tuple[Array, Array]:
-        """Energies `(B,)` and statistics `(B, 2 S)`: mean over each clip's windows, and largest less mean."""
+        """Energies `(B,)` and statistics `(B, 2 S)`: mean over each clip's windows, and largest
+        less mean.
+        """
         if self.model is None:
-            raise ValueError("EnergyDetector needs a trained model: EnergyDetector(AudioEBM.from_pretrained(RUN))")
+            raise ValueError(
+                "EnergyDetector needs a trained model: "
+                "EnergyDetector(AudioEBM.from_pretrained(RUN))"
+            )
         windows = [self.model.windows(_waveform(clip, self.model.sample_rate)) for clip in X]
         if not windows:
             raise ValueError("no clips were given")
-        x = self.model.log_mels(torch.cat(windows).to(self.model.log_z.device))
+        x = self.model.log_mels(torch.cat(windows).to(self.model.device))
         energy, s = statistics(self.model, x, self.learnt)
         counts = [len(w) for w in windows]
-        per_clip = [torch.cat([part.mean(0), part.amax(0) - part.mean(0)]) for part in s.split(counts)]
+        per_clip = [
+            torch.cat([part.mean(0), part.amax(0) - part.mean(0)]) for part in s.split(counts)
+        ]
         energies = torch.stack([part.mean() for part in energy.split(counts)])
         return energies.double().cpu().numpy(), torch.stack(per_clip).double().cpu().numpy()
 
@@ -190,8 +212,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `detector.safetensors` into a run folder, beside the model's weights."""
-        names = "centre_ scale_ precision_ calibration_".split()
-        scale = np.where(np.isinf(self.scale_), 0.0, self.scale_)  # the file holds finite numbers only
+        names = ["centre_", "scale_", "precision_", "calibration_"]
+        scale = np.where(
+            np.isinf(self.scale_), 0.0, self.scale_
+        )  # the file holds finite numbers only
         arrays = {name: getattr(self, name) for name in names} | {"scale_": scale}
         settings = {k: v for k, v in self.get_params(deep=False).items() if k != "model"}
         return save_weights(
@@ -202,7 +226,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         )
 
     @classmethod
-    def from_pretrained(cls, run: str | Path, device: str | torch.device = "cpu") -> EnergyDetector:
+    def from_pretrained(
+        cls, run: str | Path, device: str | torch.device = "cpu"
+    ) -> EnergyDetector:
         """Load the detector of a run folder, with its model.
 
         Raises:
@@ -226,7 +252,12 @@ def _waveform(clip: Any, sample_rate: int) -> Tensor:
     if isinstance(clip, (str, Path)):
         return audio.read(clip, sample_rate)[0]
     rate = sample_rate
-    if isinstance(clip, Sequence) and len(clip) == 2 and np.ndim(clip[1]) == 0 and np.ndim(clip[0]) >= 1:
+    if (
+        isinstance(clip, Sequence)
+        and len(clip) == 2
+        and np.ndim(clip[1]) == 0
+        and np.ndim(clip[0]) >= 1
+    ):
         clip, rate = clip[0], int(clip[1])
     wave = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
     if wave.ndim != 1 or len(wave) == 0:

@@ -2,14 +2,16 @@ r"""How a run fares: the log-partition ledger, and log Z by annealed importance 
 
     log Z_theta / Z_k = log E_k[exp(E_k - E_theta)]
 
-estimated on the noise pool just before each refresh and summed from the reference, whose log Z is 0. Its errors add up:
-per refresh a bias of about `-(N/ESS - 1) / (2N)` and a standard error of `sqrt((N/ESS - 1) / N)` for independent samples,
-and chains that lag behind the snapshot make it *under*state log Z, hence overstate likelihoods. It is a health figure. What
-a model is exported with comes from annealed importance sampling.
+estimated on the noise pool just before each refresh and summed from the reference, whose log Z is
+0. Its errors add up: per refresh a bias of about `-(N/ESS - 1) / (2N)` and a standard error of
+`sqrt((N/ESS - 1) / N)` for independent samples, and chains that lag behind the snapshot make it
+*under*state log Z, hence overstate likelihoods. It is a health figure. What a model is exported
+with comes from annealed importance sampling.
 
 References:
     Annealed importance sampling (Neal, 2001)
-    Accurate and conservative estimates of MRF log-likelihood using reverse annealing (Burda, Grosse & Salakhutdinov, 2015)
+    Accurate and conservative estimates of MRF log-likelihood using reverse annealing (Burda,
+    Grosse & Salakhutdinov, 2015)
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Ledger:
     """ESS / N of the last interval."""
 
     def enter(self, log_ratio: Tensor) -> None:
-        """Close an interval: `log_ratio` is `E_k - E_theta` over the pool of N samples, any shape."""
+        """Close an interval: `log_ratio` is `E_k - E_theta` over the pool of N samples, any "
+        "shape."""
         h = log_ratio.flatten().double()
         n = h.numel()
         self.ess = float(effective_sample_size(h)) / n
@@ -57,7 +60,9 @@ class Ledger:
 
     @property
     def standard_error(self) -> float:
-        """Of `log_z`, for independent samples; chains that lag add an error that this does not show."""
+        """Of `log_z`, for independent samples; chains that lag add an error that this does not
+        show.
+        """
         return math.sqrt(self.variance)
 
 
@@ -89,10 +94,12 @@ def annealed_log_z(
     cap: float = 1.0,
     generator: torch.Generator,
 ) -> LogZ:
-    """log Z_theta / Z_0 of each component by annealing F from 0 to 1 and back, with Metropolis-adjusted steps.
+    """log Z_theta / Z_0 of each component by annealing F from 0 to 1 and back, with
+    Metropolis-adjusted steps.
 
-    Forwards from exact samples of the reference, then `settle` steps on the model, then backwards from there. Where the two
-    estimates agree, log Z is known; a likelihood is stated conservatively with the larger one.
+    Forwards from exact samples of the reference, then `settle` steps on the model, then backwards
+    from there. Where the two estimates agree, log Z is known; a likelihood is stated
+    conservatively with the larger one.
 
     Arguments:
         energy: The model.
@@ -109,13 +116,17 @@ def annealed_log_z(
     c = torch.arange(count, device=device).repeat(chains)
     x0 = reference.sample(c, generator).view(-1, 1, *shape)
     parts = slices(len(c), CHUNK)
-    seeds = torch.randint(2**62, (len(parts),), generator=generator, device=generator.device).tolist()
+    seeds = torch.randint(
+        2**62, (len(parts),), generator=generator, device=generator.device
+    ).tolist()
     rising = torch.linspace(0, 1, steps + 1).tolist()
 
     def anneal(part: slice) -> tuple[Tensor, Tensor, Tensor]:
         own = torch.Generator(device).manual_seed(seeds[part.start // CHUNK])
         sampler = ReferenceLangevin(reference.given(c[part]), step_size, cap, adjusted=True)
-        state = sampler.init(GivenEnergy(energy, c[part]), x0[part])  # F and its gradient, at full scale
+        state = sampler.init(
+            GivenEnergy(energy, c[part]), x0[part]
+        )  # F and its gradient, at full scale
         accepted = []
 
         def move(state: State, scale: float) -> State:
@@ -126,7 +137,9 @@ def annealed_log_z(
             return moved._replace(value=moved.value / scale, grad=moved.grad / scale)
 
         def walk(state: State, schedule: list[float]) -> tuple[State, Tensor]:
-            """Along the temperatures, a step after each change but the last; and the log weights gathered."""
+            """Along the temperatures, a step after each change but the last; and the log weights
+            gathered.
+            """
             log_weight = torch.zeros(len(c[part]), dtype=torch.float64, device=device)
             for i, (now, then) in enumerate(pairwise(schedule), 2):
                 log_weight -= (then - now) * state.value

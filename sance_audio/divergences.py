@@ -1,11 +1,13 @@
 r"""The Bregman family of losses, as pairs of functions of the log ratio.
 
-With `h = log p_theta(x) / p_k(x)`, `u = exp(h)` and a convex generator phi, density ratio matching minimises
+With `h = log p_theta(x) / p_k(x)`, `u = exp(h)` and a convex generator phi, density ratio matching
+minimises
 
     L = E_data[d(h)] + E_noise[n(h)],    d(h) = -phi'(u),    n(h) = u phi'(u) - phi(u)
 
-so every pair obeys `n'(h) = -exp(h) d'(h)` with `d'(h) < 0`. At h = 0 (data and noise model equal, as right after a
-refresh of self-adapting noise) every pair has the maximum-likelihood gradient, scaled by phi''(1).
+so every pair obeys `n'(h) = -exp(h) d'(h)` with `d'(h) < 0`. At h = 0 (data and noise model equal,
+as right after a refresh of self-adapting noise) every pair has the maximum-likelihood gradient,
+scaled by phi''(1).
 
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
@@ -21,14 +23,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One divergence: `data(h)` on data and `noise(h)` on noise, elementwise; the loss is the sum of their means."""
+    """One divergence: `data(h)` on data and `noise(h)` on noise, elementwise; the loss is the sum
+    of their means.
+    """
 
     data: Callable[[Tensor], Tensor]
     noise: Callable[[Tensor], Tensor]
@@ -37,14 +40,17 @@ class Pair:
 
 
 def logistic(nu: float = 1.0) -> Pair:
-    """Noise-contrastive estimation with `nu` noise samples per data sample: `log nu` is the prior log odds.
+    """Noise-contrastive estimation with `nu` noise samples per data sample: `log nu` is the prior
+    log odds.
 
     >>> pair = logistic()
     >>> float(pair.data(torch.tensor(0.0)) + pair.noise(torch.tensor(0.0)))  # 2 log 2: undecided
     1.3862943649291992
     """
     if not (nu > 0 and math.isfinite(nu)):
-        raise ValueError(f"nu must be a positive number of noise samples per data sample, found {nu}")
+        raise ValueError(
+            f"nu must be a positive number of noise samples per data sample, found {nu}"
+        )
     offset = math.log(nu)
     return Pair(
         data=lambda h: F.softplus(offset - h),
@@ -57,7 +63,8 @@ PAIRS: dict[str, Pair] = {"logistic": logistic()}
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """Kish's effective sample size `(sum w)^2 / sum w^2` over the last dimension of `(..., N)`: `(...)`, from 1 to N.
+    """Kish's effective sample size `(sum w)^2 / sum w^2` over the last dimension of `(..., N)`:
+    `(...)`, from 1 to N.
 
     >>> float(effective_sample_size(torch.zeros(8)))
     8.0

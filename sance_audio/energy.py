@@ -1,14 +1,17 @@
 r"""What an energy is, and how the parts of one go together.
 
-An energy is any callable `(B, ...) -> (B,)`, in nats, low where x is likely: `p(x) = exp(-E(x)) / Z`. Row i of the result
-depends on row i of x only. The energies of this package are a reference density plus a network,
+An energy is any callable `(B, ...) -> (B,)`, in nats, low where x is likely: `p(x) = exp(-E(x)) /
+Z`. Row i of the result depends on row i of x only. The energies of this package are a reference
+density plus a network,
 
     E_theta(x | c) = -log p_0(x | c) + F_theta(x | c)
 
-with c the component `(B,)` that a row is conditioned on, and p_0 normalised, so that `F = 0` is the reference exactly.
+with c the component `(B,)` that a row is conditioned on, and p_0 normalised, so that `F = 0` is
+the reference exactly.
 
-An object that holds something per row (a condition, a generator) has `rows(slice)`, which narrows it to some of the
-rows; `rows_of` applies it where it exists. That is all that samplers need to work in chunks.
+An object that holds something per row (a condition, a generator) has `rows(slice)`, which narrows
+it to some of the rows; `rows_of` applies it where it exists. That is all that samplers need to
+work in chunks.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ Energy = Callable[[Tensor], Tensor]
 
 class Density(Protocol):
     """A normalised density per component: what `ReferencedEnergy` asks of its reference."""
+
+    n_components: int
 
     def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
         """log p_0(x | c), `(B,)`, in nats."""
@@ -51,22 +56,49 @@ def rows_of(thing: Any, part: slice) -> Any:
     return thing.rows(part) if hasattr(thing, "rows") else thing
 
 
+CANDIDATES = 4
+"""Components, the likeliest under the reference, that a marginal sums over: they part from the
+rest by tens of nats.
+"""
+
+
 class ReferencedEnergy(nn.Module):
-    """`E(x | c) = -log p_0(x | c) + F(x | c)`.
+    """`E(x | c) = -log p_0(x | c) + F(x | c)`, with log Z_c of each component where it is known.
 
     Arguments:
-        reference: A module with `log_prob(x, c) -> (B,)`.
+        reference: A module with `log_prob(x, c) -> (B,)` and `log_prob_all(x) -> (B, C)`.
         network: A module `(B, 1, M, T), (B,) -> (B,)`: the part F that is learnt.
     """
+
+    reference: Any
+    log_z: Tensor
 
     def __init__(self, reference: nn.Module, network: nn.Module):
         super().__init__()
         self.reference = reference
         self.network = network
+        self.register_buffer("log_z", torch.zeros(self.reference.n_components))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Energy `(B,)` in nats of x `(B, 1, M, T)` given the components c `(B,)`."""
-        return self.network(x, c) - self.reference.log_prob(x, c)  # type: ignore[operator]
+        return self.network(x, c) - self.reference.log_prob(x, c)
+
+    def marginal(self, x: Tensor, log_weight: Tensor) -> Tensor:
+        """`-log sum_c w_c exp(-E(x | c)) / Z_c`, `(B,)`: the energy of a mixture, normalised.
+
+        Arguments:
+            x: `(B, 1, M, T)`.
+            log_weight: `(C,)`, log w_c; minus infinity leaves a component out.
+        """
+        joint = self.reference.log_prob_all(x) + log_weight
+        count = min(CANDIDATES, int(log_weight.isfinite().sum()))
+        best, c = joint.topk(count, 1)
+        learnt = torch.stack([self.network(x, c[:, j]) for j in range(count)], 1)
+        return -(best - learnt - self.log_z[c]).logsumexp(1)
+
+    def reference_marginal(self, x: Tensor, log_weight: Tensor) -> Tensor:
+        """The same with F = 0: `-log sum_c w_c p_0(x | c)`, `(B,)`."""
+        return -(self.reference.log_prob_all(x) + log_weight).logsumexp(1)
 
     def given(self, c: Tensor) -> GivenEnergy:
         """The energy of x alone, one component per row."""
@@ -74,9 +106,11 @@ class ReferencedEnergy(nn.Module):
 
 
 class GivenEnergy:
-    """`x -> E(x | c)` with c `(B,)` held fixed, row by row; `learnt` is its part F, `scale` multiplies that part.
+    """`x -> E(x | c)` with c `(B,)` held fixed, row by row; `learnt` is its part F, `scale`
+    multiplies that part.
 
-    A scale of 0 is the reference, 1 the model; between them lies the path of annealed importance sampling.
+    A scale of 0 is the reference, 1 the model; between them lies the path of annealed importance
+    sampling.
     """
 
     def __init__(self, energy: ReferencedEnergy, c: Tensor, scale: float = 1.0):
@@ -84,7 +118,7 @@ class GivenEnergy:
         self.reference = energy.reference
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.learnt(x) - self.reference.log_prob(x, self.c)  # type: ignore[operator]
+        return self.learnt(x) - self.reference.log_prob(x, self.c)
 
     def learnt(self, x: Tensor) -> Tensor:
         """The network's part, `scale * F(x | c)`, `(B,)`."""

@@ -1,15 +1,17 @@
 r"""How good generated clips are, in the eyes of a small classifier trained on real ones.
 
-Every clip, real or generated, goes through its waveform: log-mels are taken from the sound that is heard. With p(y | x) the
-classifier and phi its features,
+Every clip, real or generated, goes through its waveform: log-mels are taken from the sound that is
+heard. With p(y | x) the classifier and phi its features,
 
     accuracy          share of clips recognised as the class they were meant to be
     inception score   exp mean_x KL(p(y | x) || p(y)),  p(y) the mean of p(y | x) over the clips
-    FID               |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)),  m, S mean and covariance of phi; against training clips
+    FID               |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)),  m, S mean and covariance of phi;
+    against training clips
 
 References:
     Improved techniques for training GANs (Salimans et al., 2016)
-    GANs trained by a two time-scale update rule converge to a local Nash equilibrium (Heusel et al., 2017)
+    GANs trained by a two time-scale update rule converge to a local Nash equilibrium (Heusel et
+    al., 2017)
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,8 @@ Array = np.ndarray
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier of log-mels; its last hidden layer gives the features of FID.
+    """A small convolutional classifier of log-mels; its last hidden layer gives the features of
+    FID.
 
     Arguments:
         n_classes: Classes.
@@ -51,7 +55,7 @@ class Classifier(nn.Module):
         self.settings = {"n_classes": n_classes, "width": width, "n_features": n_features}
         layers: list[nn.Module] = []
         widths = [1, width, 2 * width, 4 * width, 4 * width]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 3, padding=1, bias=False),
                 nn.BatchNorm2d(after),
@@ -82,7 +86,8 @@ class Classifier(nn.Module):
 def train_classifier(
     x: Tensor, y: Tensor, n_classes: int, *, epochs: int = 12, seed: int = 0, batch: int = 32
 ) -> Classifier:
-    """Train on log-mels `(N, 1, M, T)` with classes `(N,)`; small shifts in time and mel band, and noise, are added.
+    """Train on log-mels `(N, 1, M, T)` with classes `(N,)`; small shifts in time and mel band, and
+    noise, are added.
 
     Seeded: the same data and seed give the same classifier on one machine.
     """
@@ -121,7 +126,8 @@ def frechet_distance(a: Array, b: Array) -> float:
 
 
 def inception_score(probabilities: Array) -> float:
-    """Of `(N, classes)`: 1 when all clips look alike, the number of classes when all are clear and balanced.
+    """Of `(N, classes)`: 1 when all clips look alike, the number of classes when all are clear and
+    balanced.
 
     >>> round(inception_score(np.eye(5)), 6), round(inception_score(np.eye(5)[[0, 0, 0]]), 6)
     (5.0, 1.0)
@@ -132,9 +138,15 @@ def inception_score(probabilities: Array) -> float:
 
 
 def row(
-    phi: Array, probabilities: Array, meant: Array, real: Array, labels: tuple[str, ...], n_equal: int
+    phi: Array,
+    probabilities: Array,
+    meant: Array,
+    real: Array,
+    labels: tuple[str, ...],
+    n_equal: int,
 ) -> dict[str, Any]:
-    """One row of the table: accuracy, inception score, FID of all clips and of the first `n_equal`, class histogram.
+    """One row of the table: accuracy, inception score, FID of all clips and of the first
+    `n_equal`, class histogram.
 
     Arguments:
         phi: `(N, d)`.
@@ -185,7 +197,8 @@ def knn_scores(normal: Tensor, x: Tensor, neighbours: int = 5) -> Array:
         neighbours: k; the mean distance to the k nearest counts.
 
     Returns:
-        `(B,)`. Statistics are each band's mean, standard deviation and maximum over time, standardised on the normals.
+        `(B,)`. Statistics are each band's mean, standard deviation and maximum over time,
+        standardised on the normals.
     """
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import StandardScaler

@@ -3,8 +3,9 @@ r"""Log-mel spectrograms: waveform to standardised log-mel, and back to mel magn
     mel = (W |STFT(waveform)|^p)          (M, T), W the mel filterbank (M, n_fft / 2 + 1)
     x = (log max(mel, floor) - mean) / std
 
-Everything that decides x is an argument or a buffer of `LogMel`, so a checkpoint that holds the module holds the features.
-Frames are centred: a waveform of N samples has `T = 1 + N // hop_length` frames.
+Everything that decides x is an argument or a buffer of `LogMel`, so a checkpoint that holds the
+module holds the features. Frames are centred: a waveform of N samples has `T = 1 + N //
+hop_length` frames.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 
 class LogMel(nn.Module):
-    """Standardised log-mel spectrogram, equal to librosa's and torchaudio's mel spectrograms before the logarithm.
+    """Standardised log-mel spectrogram, equal to librosa's and torchaudio's mel spectrograms
+    before the logarithm.
 
     Arguments:
         sample_rate: In Hz.
@@ -32,10 +34,12 @@ class LogMel(nn.Module):
         norm: "slaney" (each band's area is constant) or None (peaks of 1).
         power: 1 for magnitudes, 2 for power.
         floor: Smallest mel value before the logarithm.
-        pad_mode: What stands before and after the waveform: "constant" (silence, as librosa) or "reflect" (as torchaudio).
+        pad_mode: What stands before and after the waveform: "constant" (silence, as librosa) or
+            "reflect" (as torchaudio).
 
     Raises:
-        ValueError: an impossible setting; a mel band without a single frequency bin (it would be constant).
+        ValueError: an impossible setting; a mel band without a single frequency bin (it would be
+            constant).
     """
 
     mean: Tensor
@@ -74,8 +78,15 @@ class LogMel(nn.Module):
             ("pad_mode", pad_mode, pad_mode in ("constant", "reflect")),
         ):
             if not good:
-                raise ValueError(f"LogMel: {name}={value!r} is impossible with {sample_rate=} {n_fft=}")
-        self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
+                raise ValueError(
+                    f"LogMel: {name}={value!r} is impossible with {sample_rate=} {n_fft=}"
+                )
+        self.sample_rate, self.n_fft, self.hop_length, self.n_mels = (
+            sample_rate,
+            n_fft,
+            hop_length,
+            n_mels,
+        )
         self.f_min, self.f_max, self.mel_scale, self.norm = f_min, f_max, mel_scale, norm
         self.power, self.floor, self.pad_mode = power, floor, pad_mode
         self.register_buffer("mean", torch.zeros(()))
@@ -89,7 +100,9 @@ class LogMel(nn.Module):
         from librosa.filters import mel
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # librosa warns of empty filters; below they are an error
+            warnings.simplefilter(
+                "ignore"
+            )  # librosa warns of empty filters; below they are an error
             weights = torch.from_numpy(
                 mel(
                     sr=self.sample_rate,
@@ -98,21 +111,25 @@ class LogMel(nn.Module):
                     fmin=self.f_min,
                     fmax=self.f_max,
                     htk=self.mel_scale == "htk",
-                    norm=self.norm,
+                    norm="slaney" if self.norm else None,
                 )
             ).float()
         empty = (weights.amax(1) <= 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(
-                f"LogMel: {len(empty)} of {self.n_mels} mel bands (first: band {empty[0]}) contain no frequency bin at "
-                f"{self.sample_rate} Hz with n_fft={self.n_fft}; use fewer n_mels, a larger n_fft or a higher f_min"
+                f"LogMel: {len(empty)} of {self.n_mels} mel bands (first: band {empty[0]}) "
+                f"contain no frequency bin at "
+                f"{self.sample_rate} Hz with n_fft={self.n_fft}; use fewer n_mels, a larger "
+                f"n_fft or a higher f_min"
             )
         return weights
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments; with the buffers `mean` and `std`, all there is to know."""
-        names = "sample_rate n_fft hop_length n_mels f_min f_max mel_scale norm power floor pad_mode"
+        names = (
+            "sample_rate n_fft hop_length n_mels f_min f_max mel_scale norm power floor pad_mode"
+        )
         return {name: getattr(self, name) for name in names.split()}
 
     def frames(self, length: int) -> int:
@@ -129,7 +146,9 @@ class LogMel(nn.Module):
             raise ValueError(f"expected waveforms of shape (B, N), found {tuple(waveform.shape)}")
         pad = self.n_fft // 2
         if self.pad_mode == "reflect" and waveform.shape[1] <= pad:
-            raise ValueError(f"pad_mode='reflect' needs more than {pad} samples, found {waveform.shape[1]}")
+            raise ValueError(
+                f"pad_mode='reflect' needs more than {pad} samples, found {waveform.shape[1]}"
+            )
         return torch.stft(
             waveform,
             self.n_fft,
@@ -141,7 +160,9 @@ class LogMel(nn.Module):
         )
 
     def mel(self, waveform: Tensor) -> Tensor:
-        """Mel magnitude (to the power `power`) `(B, M, T)` of `(B, N)`; before the logarithm and the floor."""
+        """Mel magnitude (to the power `power`) `(B, M, T)` of `(B, N)`; before the logarithm and
+        the floor.
+        """
         return self.filterbank @ self.stft(waveform).abs().pow(self.power)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
@@ -149,10 +170,14 @@ class LogMel(nn.Module):
         return self.mel(waveform).clamp_min(self.floor).log()
 
     def fit(self, log_mel: Tensor) -> LogMel:
-        """Take one mean and one standard deviation from `(B, M, T)` log-mels of the training clips."""
+        """Take one mean and one standard deviation from `(B, M, T)` log-mels of the training
+        clips.
+        """
         std = float(log_mel.std())
         if not (std > 1e-6 and math.isfinite(std)):
-            raise ValueError(f"the training log-mels have standard deviation {std:.3g}: are all clips silent?")
+            raise ValueError(
+                f"the training log-mels have standard deviation {std:.3g}: are all clips silent?"
+            )
         self.mean.copy_(log_mel.mean())
         self.std.copy_(log_mel.std())
         return self
@@ -168,7 +193,8 @@ class LogMel(nn.Module):
     def to_mel(self, x: Tensor, silence: float = 0.0) -> Tensor:
         """Standardised log-mels `(B, 1, M, T)` to mel magnitudes `(B, M, T)`.
 
-        Cells within `silence` nats of the log floor, or below it, become exact silence: noise around the floor is not
+        Cells within `silence` nats of the log floor, or below it, become exact silence: noise
+            around the floor is not
         a signal, and would be heard as hiss.
         """
         log_mel = x.squeeze(1) * self.std + self.mean

@@ -35,7 +35,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinity are errors: JSON has no word for them."""
+    """Write `value` as indented JSON, atomically. NaN and infinity are errors: JSON has no word
+    for them.
+    """
     text = json.dumps(value, indent=2, allow_nan=False, default=str)
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -57,7 +59,9 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """All whole rows of a JSON-lines file, `[]` when there is none; a last line cut by a kill is passed over."""
+    """All whole rows of a JSON-lines file, `[]` when there is none; a last line cut by a kill is
+    passed over.
+    """
     rows = []
     if Path(path).exists():
         for line in Path(path).read_text(encoding="utf-8").splitlines():

@@ -1,12 +1,15 @@
-r"""From mel magnitude to waveform, without a vocoder: mel magnitudes and phases are found together.
+r"""From mel magnitude to waveform, without a vocoder: mel magnitudes and phases are found
+together.
 
-Given `m = W |X|^p` (power p, filterbank W), alternate between signals and spectrograms that have those mels:
+Given `m = W |X|^p` (power p, filterbank W), alternate between signals and spectrograms that have
+those mels:
 
     t = STFT(iSTFT(c));   y = t + 0.99 (t - t_prev)
-    A = |y| (V(m / (W |y|^p)))^(1/p)          V = W^T, the weights of each bin over the bands summing to 1
-    c = A y / |y|
+    A = |y| (V(m / (W |y|^p)))^(1/p)          V = W^T, the weights of each bin over the bands
+    summing to 1 c = A y / |y|
 
-The first line is fast Griffin-Lim, the second one Richardson-Lucy step that pulls the magnitudes towards the given mels.
+The first line is fast Griffin-Lim, the second one Richardson-Lucy step that pulls the magnitudes
+towards the given mels.
 
 References:
     A fast Griffin-Lim algorithm (Perraudin, Balazs & Sondergaard, 2013)
@@ -45,7 +48,8 @@ class GriffinLim(nn.Module):
             raise ValueError(f"n_iter must be at least 1, found {n_iter}")
         if features.hop_length > features.n_fft // 2:
             raise ValueError(
-                f"hop_length={features.hop_length} leaves gaps between windows of n_fft={features.n_fft}: "
+                f"hop_length={features.hop_length} leaves gaps between windows of "
+                f"n_fft={features.n_fft}: "
                 f"overlap-add needs hop_length <= n_fft / 2"
             )
         self.features, self.n_iter, self.momentum = features, n_iter, momentum
@@ -57,7 +61,8 @@ class GriffinLim(nn.Module):
         """Waveforms `(B, N)` whose mels are close to `mel`.
 
         Arguments:
-            mel: Mel magnitudes `(B, M, T)`, T >= 2, finite and not negative, to the power that `features` uses.
+            mel: Mel magnitudes `(B, M, T)`, T >= 2, finite and not negative, to the power that
+                `features` uses.
             length: Samples N; `hop_length * (T - 1)` when None.
             generator: Of the first phases: one, or one per clip. Seed 0 for every clip when None.
 
@@ -95,10 +100,11 @@ class GriffinLim(nn.Module):
 
 
 class _Frames:
-    """STFT and its inverse with frames first, `(B, T, F)`, for signals of `hop_length * (T - 1)` samples.
+    """STFT and its inverse with frames first, `(B, T, F)`, for signals of `hop_length * (T - 1)`
+    samples.
 
-    Where hop divides n_fft, frames are a view of the padded signal and overlap-add is n_fft / hop shifted additions;
-    any other geometry takes torch's own transforms.
+    Where hop divides n_fft, frames are a view of the padded signal and overlap-add is n_fft / hop
+    shifted additions; any other geometry takes torch's own transforms.
     """
 
     def __init__(self, features: LogMel, n_frames: int):
@@ -116,7 +122,9 @@ class _Frames:
             return self.f.stft(waveform).mT
         half = self.f.n_fft // 2
         signal = torch.nn.functional.pad(waveform.unsqueeze(1), (half, half), mode=self.f.pad_mode)
-        return torch.fft.rfft(signal.squeeze(1).unfold(1, self.f.n_fft, self.f.hop_length) * self.window)
+        return torch.fft.rfft(
+            signal.squeeze(1).unfold(1, self.f.n_fft, self.f.hop_length) * self.window
+        )
 
     def synthesise(self, c: Tensor) -> Tensor:
         """Complex `(B, T, F)` to `(B, N)`: the least-squares signal."""

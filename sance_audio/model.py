@@ -1,10 +1,11 @@
-r"""`AudioEBM`: features, energy and inverter as one object, from waveform to energy and from noise to waveform.
+r"""`AudioEBM`: features, energy and inverter as one object; waveforms to energies, noise to waveforms.
 
-    E(x | c) = -log N(x; mu_c, C_c) + F(x | c),    p(x | c) = exp(-E(x | c)) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)
+    E(x | c) = -log N(x; mu_c, C_c) + F(x | c)
+    p(x | c) = exp(-E(x | c)) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)
 
-x is a standardised log-mel of the model's window `(M, T)`, dequantised with Gaussian noise of standard deviation sigma;
-c a component of the reference, y a class. Energies that are given to users are `-log p(x | y)`, or `-log p(x)` without a
-label, with log Z_c as estimated when the model was trained.
+x is a standardised log-mel of the model's window `(M, T)`, dequantised with Gaussian noise of
+standard deviation sigma; c a component of the reference, y a class. Energies that are given to users
+are `-log p(x | y)`, or `-log p(x)` without a label, with log Z_c as estimated after training.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 WEIGHTS = "model.safetensors"
 CHUNK = 16
 """Clips computed together, always: the last bits of a result depend on it."""
-CANDIDATES = 4
-"""Components, the likeliest under the reference, that an energy sums over."""
 
 
 class AudioEBM(nn.Module):
@@ -44,8 +43,8 @@ class AudioEBM(nn.Module):
         labels: Names of the classes, in order; `()` for an unlabelled model.
         frames: Frames T of the window.
         sigma: Standard deviation of the dequantisation noise.
-        peak: Peak that every clip is scaled to before its features are taken, so that level is no evidence; None leaves
-            levels as they are.
+        peak: Peak that every clip is scaled to before its features are taken, so that level is no
+            evidence; None leaves levels as they are.
         step_size: eps of the sampler.
         cap: Its cap.
         steps: Langevin steps of a generated clip, from the reference.
@@ -53,7 +52,6 @@ class AudioEBM(nn.Module):
         n_iter: Iterations of the inversion.
     """
 
-    log_z: Tensor
     jitter: Tensor
 
     def __init__(
@@ -78,13 +76,16 @@ class AudioEBM(nn.Module):
         self.inverter = GriffinLim(features, n_iter)
         if labels and len(labels) != self.reference.n_classes:
             raise ValueError(f"{len(labels)} labels for {self.reference.n_classes} classes")
-        self.register_buffer("log_z", torch.zeros(self.reference.n_components))
         noise = torch.randn(1, 1, *self.shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("jitter", sigma * noise, persistent=False)
 
     @property
     def reference(self) -> GaussianReference:
-        return self.density.reference  # type: ignore[return-value]
+        return self.density.reference
+
+    @property
+    def device(self) -> torch.device:
+        return self.jitter.device
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,7 +104,9 @@ class AudioEBM(nn.Module):
     # From waveforms to energies
 
     def windows(self, waveform: Tensor) -> Tensor:
-        """One clip `(N,)` at the model's rate as windows `(W, window)`, scaled to `peak`; see `audio.windows`."""
+        """One clip `(N,)` at the model's rate as windows `(W, window)`, scaled to `peak`; see
+        `audio.windows`.
+        """
         return audio.windows(waveform, self.window, self.peak)
 
     def log_mels(self, waveforms: Tensor) -> Tensor:
@@ -111,35 +114,21 @@ class AudioEBM(nn.Module):
         return chunked(self.features, waveforms, size=CHUNK)
 
     @torch.no_grad()
-    def energy_of(self, x: Tensor, label: int | None = None, reference_only: bool = False) -> Tensor:
-        """Energies `(B,)`, in nats, of log-mels `(B, 1, M, T)`: -log p(x | label), or -log p(x) without one.
+    def energy_of(
+        self, x: Tensor, label: int | None = None, reference_only: bool = False
+    ) -> Tensor:
+        """Energies `(B,)`, in nats, of log-mels `(B, 1, M, T)`: -log p(x | label), or -log p(x).
 
-        x is dequantised with the same noise for every row, so that energies compare. The sum over components runs over the
-        `CANDIDATES` likeliest under the reference, which part from the rest by tens of nats.
+        x is dequantised with the same noise for every row, so that energies compare.
         """
-        log_weight = self._log_weight(label)
-        allowed = log_weight.isfinite().nonzero().flatten()
-        keep = min(CANDIDATES, len(allowed))
+        log_weight = self.reference.log_weight(label)
+        marginal = self.density.reference_marginal if reference_only else self.density.marginal
+        return chunked(lambda rows: marginal(rows + self.jitter, log_weight), x, size=CHUNK)
 
-        def one(rows: Tensor) -> Tensor:
-            rows = rows + self.jitter
-            joint = self.reference.log_prob_all(rows)[:, allowed] + log_weight[allowed]
-            best, position = joint.topk(keep, 1)
-            if reference_only:
-                return -joint.logsumexp(1)
-            c = allowed[position]
-            learnt = torch.stack([self.density.network(rows, c[:, j]) for j in range(keep)], 1)
-            return -(best - learnt - self.log_z[c]).logsumexp(1)
-
-        return chunked(one, x, size=CHUNK)
-
-    @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """log p(y | x) `(B, classes)` of log-mels `(B, 1, M, T)`."""
-        shares = torch.zeros(self.reference.n_classes, device=x.device)
-        shares = shares.index_add(0, self.reference.classes, self.reference.weight)
-        joint = torch.stack([-self.energy_of(x, y) for y in range(len(shares))], 1) + shares.log()
-        return joint.log_softmax(1)
+        joint = [-self.energy_of(x, y) for y in range(self.reference.n_classes)]
+        return (torch.stack(joint, 1) + self.reference.class_log_weight()).log_softmax(1)
 
     def energy(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
         """Energy of each clip, in nats: low is likely.
@@ -159,11 +148,15 @@ class AudioEBM(nn.Module):
 
     @torch.no_grad()
     def energy_map(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Where the network's part of the energy sits: `(B, M, T)`, summing to F over each clip (its first window).
+        """Where the network's part of the energy sits: `(B, M, T)`, summing to F over each clip
+        (its first window).
 
-        The energy of a position of the last feature map is spread evenly over the cells that it stands for.
+        The energy of a position of the last feature map is spread evenly over the cells that it
+        stands for.
         """
-        x = self.log_mels(torch.cat([self.windows(c)[:1] for c in self._clips(waveform, sample_rate)]))
+        x = self.log_mels(
+            torch.cat([self.windows(c)[:1] for c in self._clips(waveform, sample_rate)])
+        )
         c = self.component_of(x)
         coarse = self.density.network.map(x + self.jitter, c)  # type: ignore[operator]
         rows = torch.arange(self.shape[0], device=x.device) * coarse.shape[1] // self.shape[0]
@@ -181,25 +174,15 @@ class AudioEBM(nn.Module):
         if waveform.ndim == 1:
             waveform = waveform.unsqueeze(0)
         if waveform.ndim != 2 or waveform.shape[1] == 0:
-            raise ValueError(f"expected waveforms (B, N) with N >= 1, found {tuple(waveform.shape)}")
+            raise ValueError(
+                f"expected waveforms (B, N) with N >= 1, found {tuple(waveform.shape)}"
+            )
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError("the waveform holds NaN or infinite samples")
-        device = self.log_z.device
-        return [audio.resample(clip, sample_rate, self.sample_rate).to(device) for clip in waveform]
-
-    def _log_weight(self, label: int | None) -> Tensor:
-        """log p(c) `(C,)`, or log p(c | y), minus infinity outside the class."""
-        if label is None:
-            return self.reference.weight.log()
-        self._check_label(label)
-        inside = self.reference.classes == label
-        return self.reference.class_log_weight().masked_fill(~inside, -torch.inf)
-
-    def _check_label(self, label: int) -> None:
-        if not 0 <= label < self.reference.n_classes:
-            raise ValueError(
-                f"label {label} is none of the model's {self.reference.n_classes} classes {self.labels}"
-            )
+        device = self.device
+        return [
+            audio.resample(clip, sample_rate, self.sample_rate).to(device) for clip in waveform
+        ]
 
     # From noise to waveforms
 
@@ -211,7 +194,8 @@ class AudioEBM(nn.Module):
         steps: int | None = None,
         reference_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Log-mels of the given classes: exact samples of the reference, moved by Langevin dynamics on the model.
+        """Log-mels of the given classes: exact samples of the reference, moved by Langevin
+        dynamics on the model.
 
         Arguments:
             classes: Class of each sample.
@@ -223,14 +207,19 @@ class AudioEBM(nn.Module):
             Cleaned log-mels `(B, 1, M, T)` and their components `(B,)`.
         """
         steps = self.steps if steps is None else steps
-        device = self.log_z.device
+        device = self.device
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         c = torch.stack([self._pick(y, g) for y, g in zip(classes, generators, strict=True)])
         n = len(c)
-        size = -(-n // CHUNK) * CHUNK  # whole chunks, so that the bits of a clip do not depend on n
+        size = (
+            -(-n // CHUNK) * CHUNK
+        )  # whole chunks, so that the bits of a clip do not depend on n
         generators += [torch.Generator(device).manual_seed(i) for i in range(size - n)]
         full = torch.cat([c, c[-1:].expand(size - n)])
-        noise = [torch.randn(self.reference.mean.shape[1], generator=g, device=device) for g in generators]
+        noise = [
+            torch.randn(self.reference.mean.shape[1], generator=g, device=device)
+            for g in generators
+        ]
 
         def finish(part: slice) -> Tensor:
             reference = self.reference.given(full[part])
@@ -239,7 +228,9 @@ class AudioEBM(nn.Module):
             if not reference_only and steps > 0:
                 sampler = ReferenceLangevin(reference, self.step_size, self.cap)
                 x = sample(energy, sampler, x, steps, generator=generators[part])
-            return x - self.sigma**2 * value_and_grad(energy, x)[1]  # Tweedie: the noise of dequantisation
+            return (
+                x - self.sigma**2 * value_and_grad(energy, x)[1]
+            )  # Tweedie: the noise of dequantisation
 
         frozen = [p for p in self.density.network.parameters() if p.requires_grad]
         try:
@@ -253,12 +244,11 @@ class AudioEBM(nn.Module):
 
     def _pick(self, label: int, generator: torch.Generator) -> Tensor:
         """One component of a class, by weight."""
-        self._check_label(label)
-        weights = self._log_weight(label).exp()
+        weights = self.reference.log_weight(label).exp()
         return torch.multinomial(weights, 1, generator=generator)[0]
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`, in chunks; first phases seeded per clip."""
+        """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`; first phases seeded per clip."""
         seeds = [0] * len(x) if seeds is None else seeds
         numbers = torch.tensor(seeds, dtype=torch.long)
 
@@ -271,7 +261,7 @@ class AudioEBM(nn.Module):
     def classes(self, n: int, label: int | None = None) -> list[int]:
         """Classes of n clips: one, or all in balanced turn."""
         if label is not None:
-            self._check_label(label)
+            self.reference.log_weight(label)  # an unknown class is an error
             return [label] * n
         return [i % self.reference.n_classes for i in range(n)]
 
@@ -284,7 +274,8 @@ class AudioEBM(nn.Module):
         steps: int | None = None,
         reference_only: bool = False,
     ) -> Tensor:
-        """New clips `(n, window)` at the model's sample rate, classes in balanced turn unless `label` is given.
+        """New clips `(n, window)` at the model's sample rate, classes in balanced turn unless
+        `label` is given.
 
         Clip i of a generator's seed is the same whatever n. Seed 0 when there is no generator.
         """
@@ -300,7 +291,9 @@ class AudioEBM(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Everything but tensors."""
         names = "labels frames sigma peak step_size cap steps silence"
-        own = {name: getattr(self, name) for name in names.split()} | {"n_iter": self.inverter.n_iter}
+        own = {name: getattr(self, name) for name in names.split()} | {
+            "n_iter": self.inverter.n_iter
+        }
         return {
             "features": self.features.settings,
             "network": self.density.network.settings,
@@ -308,8 +301,8 @@ class AudioEBM(nn.Module):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `model.safetensors` (weights, reference, statistics and every setting) into `folder`, atomically."""
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("inverter.")}  # features again
+        """Write `model.safetensors`, weights and every setting, into `folder`, atomically."""
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("inverter.")}
         return save_weights(Path(folder) / WEIGHTS, "model", self.settings, own)
 
     @classmethod
@@ -317,7 +310,8 @@ class AudioEBM(nn.Module):
         """Load a model from a run folder, a `model.safetensors`, or the hub (`hf:owner/name`).
 
         Raises:
-            WeightsError: nothing there, another kind of file, another version, or weights that are not finite.
+            WeightsError: nothing there, another kind of file, another version, or weights that are
+                not finite.
         """
         file = locate(path, WEIGHTS)
         settings, tensors = load_weights(file, "model")

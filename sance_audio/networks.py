@@ -1,10 +1,12 @@
-r"""Energy networks: any module `(B, 1, M, T), (B,) -> (B,)` will do; these are fully convolutional.
+r"""Energy networks: any module `(B, 1, M, T), (B,) -> (B,)` will do; these are fully
+convolutional.
 
     F(x | c) = sum over positions of w . silu(h(x | c))
 
-The sum runs over the positions of the last feature map, so the energy has a map of where it sits, and a longer x has
-more of it. Variance-preserving initialisation: Kaiming-normal weights with unit gain, activations `1.7 silu(.)`, residual
-sums over sqrt 2; the last layer starts at zero, so that `F = 0` at first and the model is its reference.
+The sum runs over the positions of the last feature map, so the energy has a map of where it sits,
+and a longer x has more of it. Variance-preserving initialisation: Kaiming-normal weights with unit
+gain, activations `1.7 silu(.)`, residual sums over sqrt 2; the last layer starts at zero, so that
+`F = 0` at first and the model is its reference.
 """
 
 from __future__ import annotations
@@ -12,21 +14,24 @@ from __future__ import annotations
 __all__ = ["ResidualEnergy", "SIZES"]
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"channels": (16, 32), "depth": (1,)},
     "cpu": {"channels": (32, 64, 128), "depth": (1, 1)},
     "gpu": {"channels": (64, 128, 256), "depth": (2, 2)},
 }
-"""Widths after the stem and after each further stage, and blocks per stage; "cpu" suits two cores."""
+"""Widths after the stem and after each further stage, and blocks per stage; "cpu" suits two cores.
+"""
 
 
 class Block(nn.Module):
-    """`(conv(1.7 silu(conv(silu(x)) + e_c)) + skip(x)) / sqrt 2`, with a bias e_c per component."""
+    """`(conv(1.7 silu(conv(silu(x)) + e_c)) + skip(x)) / sqrt 2`, with a bias e_c per "
+    "component."""
 
     def __init__(self, width_in: int, width: int, n_components: int):
         super().__init__()
@@ -49,8 +54,9 @@ class ResidualEnergy(nn.Module):
         n_components: Components that the energy is conditioned on (1 for an unconditional one).
         channels: Widths: of the first stage, and after each pooling.
         depth: Blocks per stage after the first.
-        positions: Positions of the last feature map for the model's own window; the sum over positions is divided by it
-            once and for all, so that the learning rate means the same for every window.
+        positions: Positions of the last feature map for the model's own window; the sum over
+            positions is divided by it once and for all, so that the learning rate means the same
+            for every window.
     """
 
     def __init__(
@@ -93,7 +99,7 @@ class ResidualEnergy(nn.Module):
             c = torch.zeros(len(x), dtype=torch.long, device=x.device)
         h = self.stem(x)
         for stage in self.stages:
-            for block in stage:  # type: ignore[union-attr]
+            for block in cast(nn.ModuleList, stage):
                 h = block(h, c)
             h = 1.4 * F.avg_pool2d(h, 2, ceil_mode=True)
         return self.scale * self.head(F.silu(h).movedim(1, -1)).squeeze(-1)
@@ -103,7 +109,7 @@ class ResidualEnergy(nn.Module):
         return self.map(x, c).sum((1, 2))
 
 
-def _conv(width_in: int, width: int, kernel: int, **kwargs: int) -> nn.Conv2d:
+def _conv(width_in: int, width: int, kernel: int, **kwargs: Any) -> nn.Conv2d:
     layer = nn.Conv2d(width_in, width, kernel, **kwargs)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -1,16 +1,20 @@
 r"""Noise for noise-contrastive estimation: the model itself, frozen.
 
-`p_k` is a static copy of the model, taken at refresh k; its samples are persistent Langevin chains on its energy. Since the
-reference cancels in a difference of energies, only the network's part F is copied:
+`p_k` is a static copy of the model, taken at refresh k; its samples are persistent Langevin chains
+on its energy. Since the reference cancels in a difference of energies, only the network's part F
+is copied:
 
     h(x | c) = log p_theta / p_k = F_k(x | c) - F_theta(x | c) - dlogZ_c
-    dlogZ_c = log Z_theta,c / Z_k,c = log mean exp(F_k - F_theta)   over the pool, zero at a refresh
+    dlogZ_c = log Z_theta,c / Z_k,c = log mean exp(F_k - F_theta)   over the pool, zero at a
+    refresh
 
-Chains are pinned to components, as many for each, so that data and noise have one distribution of conditions.
+Chains are pinned to components, as many for each, so that data and noise have one distribution of
+conditions.
 
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
-    Training restricted Boltzmann machines using approximations to the likelihood gradient (Tieleman, 2008)
+    Training restricted Boltzmann machines using approximations to the likelihood gradient
+    (Tieleman, 2008)
 """
 
 from __future__ import annotations
@@ -94,13 +98,18 @@ class SelfNoise:
 
     @torch.no_grad()
     def refresh(self, network: nn.Module, generator: torch.Generator) -> None:
-        """Copy `network` into the snapshot, advance the next groups of chains on it, make their ends the pool."""
+        """Copy `network` into the snapshot, advance the next groups of chains on it, make their
+        ends the pool.
+        """
         self.frozen.network.load_state_dict(network.state_dict())
         chosen = [(self.turn + i) % len(self.chains) for i in range(self.n_pool)]
         self.turn = (self.turn + self.n_pool) % len(self.chains)
         before = self.chains[chosen]
         if self.fresh > 0:
-            again = torch.rand(before.shape[:2], generator=generator, device=before.device) < self.fresh
+            again = (
+                torch.rand(before.shape[:2], generator=generator, device=before.device)
+                < self.fresh
+            )
             new = torch.stack([self._start(generator) for _ in chosen])
             before = torch.where(again[..., None, None, None], new, before)
         c = self.c.repeat(self.n_pool)
@@ -121,7 +130,9 @@ class SelfNoise:
         self.moved = float((self.pool_x - before).square().mean().sqrt())
 
     def draw(self, nu: int, generator: torch.Generator) -> Draw:
-        """`nu` batches of noise from the pool, `(nu * B, ...)`, each component as often as in a group."""
+        """`nu` batches of noise from the pool, `(nu * B, ...)`, each component as often as in a
+        group.
+        """
         if nu <= self.n_pool == 1 or nu == self.n_pool:
             rows = torch.arange(nu, device=self.c.device).unsqueeze(1).expand(-1, len(self.c))
         else:
@@ -137,7 +148,9 @@ class SelfNoise:
 
     @torch.no_grad()
     def pool_log_ratio(self, network: nn.Module) -> Tensor:
-        """`F_k - F_theta` over the whole pool, `(pool, B)`: the log ratio before `dlogZ` is taken off."""
+        """`F_k - F_theta` over the whole pool, `(pool, B)`: the log ratio before `dlogZ` is taken
+        off.
+        """
         values = network(self.pool_x.flatten(0, 1), self.c.repeat(self.n_pool))
         return self.pool_frozen - values.view_as(self.pool_frozen)
 

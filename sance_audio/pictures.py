@@ -38,7 +38,9 @@ def sheet(x: Tensor, columns: int = 6) -> bytes:
     rows = []
     for row in x.squeeze(1).split(columns):
         blank = row.new_full((columns - len(row), *row.shape[1:]), -9.0)
-        tiles = [torch.nn.functional.pad(t, (1, 1, 1, 1), value=9.0) for t in torch.cat([row, blank])]
+        tiles = [
+            torch.nn.functional.pad(t, (1, 1, 1, 1), value=9.0) for t in torch.cat([row, blank])
+        ]
         rows.append(torch.cat(tiles, 1))
     return spectrogram(torch.cat(rows), scale=2)
 
@@ -56,7 +58,9 @@ def curves(rows: list[dict[str, Any]], names: dict[str, str], smooth: int = 25) 
 
     figure = Figure(figsize=(4 * len(names), 2.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (name, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
+    for axis, (name, title) in zip(
+        figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True
+    ):
         points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
         if points:
             steps, values = np.array(points, dtype=float).T

@@ -1,4 +1,6 @@
-"""The last step that recipes share: say what was found, write `results.json` and the page. And: find a recipe by name."""
+"""The last step that recipes share: say what was found, write `results.json` and the page. And:
+find a recipe by name.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ O = TypeVar("O", bound=Options)
 
 
 def launch(main: Callable[[O], None], presets: dict[str, O], description: str | None) -> None:
-    """A recipe's entry point: options from the command line, then `main`; a user's mistake is one line, status 2."""
+    """A recipe's entry point: options from the command line, then `main`; a user's mistake is one
+    line, status 2.
+    """
     with one_line_errors(f"python recipes/{Path(sys.argv[0]).parent.name}/train.py"):
         main(parse(presets, description or ""))
 
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Turn a user's mistake (ValueError), a full disk or a diverged run into one line on standard error and status 2."""
+    """Turn a user's mistake (ValueError), a full disk or a diverged run into one line on standard
+    error and status 2.
+    """
     from sance_audio.training import Diverged
 
     try:
@@ -36,12 +42,15 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def conclude(name: str, results: Results, options: Options) -> None:
-    """Print the table and the findings, write `results.json` and `index.html`, and say where the page is."""
+    """Print table and findings, write `results.json` and `index.html`, say where the page is."""
     results = {"recipe": name, "findings": findings(results), **results}
     write_json(options.run / "results.json", results)
     page = write_page(options.run)
     equal = f"fid_at_{results['n_equal']}"
-    print(f"\n{'':24}{'clips':>7}{'accuracy':>10}{'IS':>7}{equal.replace('_', ' '):>13}{'FID all':>9}")
+    print(
+        f"\n{'':24}{'clips':>7}{'accuracy':>10}{'IS':>7}"
+        f"{equal.replace('_', ' '):>13}{'FID all':>9}"
+    )
     for title, row in results["table"].items():
         print(
             f"{title:24}{row['clips']:7d}{row['accuracy']:10.3f}{row['inception_score']:7.2f}"
@@ -59,8 +68,10 @@ def findings(results: Results) -> list[str]:
     gain, log_z = results["held_out_gain"], results["log_z"]
     sigmas = gain["mean"] / max(gain["standard_error"], 1e-9)
     lines = [
-        f"Held-out log p_theta - log p_0: {gain['mean']:+.2f} nats a clip, standard error {gain['standard_error']:.2f} "
-        f"({sigmas:+.1f} of them, {gain['clips']} test clips); log Z annealed forwards {log_z['forward']:.2f}, backwards "
+        f"Held-out log p_theta - log p_0: {gain['mean']:+.2f} nats a clip, standard error "
+        f"{gain['standard_error']:.2f} "
+        f"({sigmas:+.1f} of them, {gain['clips']} test clips); log Z annealed forwards "
+        f"{log_z['forward']:.2f}, backwards "
         f"{log_z['reverse']:.2f}, the larger taken component by component."
     ]
     for what, unit, better in (("fid", "FID", -1), ("accuracy", "accuracy", 1)):
@@ -68,16 +79,22 @@ def findings(results: Results) -> list[str]:
         clear = d["high"] < 0 if better < 0 else d["low"] > 0
         verdict = "a gain" if clear else "no gain that excludes chance"
         lines.append(
-            f"{unit}, ours less reference only: {d['difference']:+.3f}, 95 % interval [{d['low']:+.3f}, {d['high']:+.3f}], "
+            f"{unit}, ours less reference only: {d['difference']:+.3f}, 95 % interval "
+            f"[{d['low']:+.3f}, {d['high']:+.3f}], "
             f"paired: {verdict}."
         )
     seen = results["table"]["ours"]["seen_as"]
     absent = [label for label, count in seen.items() if count == 0]
-    lines.append(f"Kinds the classifier hears in ours: {_list(seen)}{'; ABSENT: ' + ', '.join(absent) if absent else ''}.")
+    lines.append(
+        f"Kinds the classifier hears in ours: "
+        f"{_list(seen)}{'; ABSENT: ' + ', '.join(absent) if absent else ''}."
+    )
     made = results["generation"]
     lines.append(
-        f"Generation at {made['real_time_factor']:.2f} s of computing a second of sound; quietest clip "
-        f"{made['quietest_rms_dbfs']:.1f} dBFS RMS; {made['clips_scaled_down']} clips scaled down to avoid clipping."
+        f"Generation at {made['real_time_factor']:.2f} s of computing a second of sound; "
+        f"quietest clip "
+        f"{made['quietest_rms_dbfs']:.1f} dBFS RMS; {made['clips_scaled_down']} clips scaled "
+        f"down to avoid clipping."
     )
     if results["anomalies"]["note"]:
         lines.append(f"No detector: {results['anomalies']['note']}")

@@ -2,9 +2,10 @@ r"""The Gaussian reference: the part of the energy that is known exactly.
 
     p_0(x | c) = N(x; mu_c, C_c),   C_c = U_c diag(lambda_c) U_c^T + s_c (I - U_c U_c^T)
 
-one component c or several, each belonging to a class y; `D = M T` dimensions, rank r, `U_c` with orthonormal columns. Fitted
-to dequantised data (noise of standard deviation sigma is added to every cell), so `lambda, s >= sigma^2`. Where a component
-has fewer than r directions, the missing columns of U are zero and their lambda equals s: every formula below stays valid.
+one component c or several, each belonging to a class y; `D = M T` dimensions, rank r, `U_c` with
+orthonormal columns. Fitted to dequantised data (noise of standard deviation sigma is added to
+every cell), so `lambda, s >= sigma^2`. Where a component has fewer than r directions, the missing
+columns of U are zero and their lambda equals s: every formula below stays valid.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class GaussianReference(nn.Module):
         self.register_buffer("basis", basis)
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("remainder", remainder)
-        self.register_buffer("weight", torch.full((count,), 1 / count) if weight is None else weight)
+        self.register_buffer(
+            "weight", torch.full((count,), 1 / count) if weight is None else weight
+        )
         self.register_buffer("classes", torch.arange(count) if classes is None else classes)
 
     @property
@@ -74,7 +77,8 @@ class GaussianReference(nn.Module):
         floor: float = 0.01,
         seed: int = 0,
     ) -> tuple[GaussianReference, Tensor]:
-        """Fit to data: k-means on 40 principal components within each class, an exact SVD per component.
+        """Fit to data: k-means on 40 principal components within each class, an exact SVD per
+        component.
 
         Arguments:
             x: Clean data `(N, ...)`, flattened to `(N, D)`.
@@ -92,20 +96,27 @@ class GaussianReference(nn.Module):
             ValueError: a class without at least three clips.
         """
         flat = x.detach().reshape(x.shape[0], -1).float()
-        classes = torch.zeros(len(flat), dtype=torch.long) if classes is None else classes.long().cpu()
-        fitted, owner = [], []
+        classes = (
+            torch.zeros(len(flat), dtype=torch.long) if classes is None else classes.long().cpu()
+        )
+        fitted: list[tuple[Tensor, ...]] = []
+        owner: list[int] = []
         assignment = torch.zeros(len(flat), dtype=torch.long)
         for y in range(int(classes.max()) + 1):
             members = (classes == y).nonzero().flatten()
             if len(members) < 3:
-                raise ValueError(f"class {y} has {len(members)} clips; a Gaussian needs at least 3")
+                raise ValueError(
+                    f"class {y} has {len(members)} clips; a Gaussian needs at least 3"
+                )
             groups = _split(flat[members], min(components, max(1, len(members) // 8)), seed)
             for group in groups:
                 assignment[members[group]] = len(fitted)
                 fitted.append(_gaussian(flat[members[group]], rank, sigma, floor))
                 owner.append(y)
         counts = torch.bincount(assignment, minlength=len(fitted)).float()
-        mean, basis, eigenvalues, remainder = (torch.stack(parts) for parts in zip(*fitted, strict=True))
+        mean, basis, eigenvalues, remainder = (
+            torch.stack(parts) for parts in zip(*fitted, strict=True)
+        )
         reference = GaussianReference(
             mean, basis, eigenvalues, remainder, counts / counts.sum(), torch.tensor(owner)
         )
@@ -113,7 +124,9 @@ class GaussianReference(nn.Module):
 
     def given(self, c: Tensor) -> ComponentGaussian:
         """One Gaussian per row: component `c[i]` for row i."""
-        return ComponentGaussian(self.mean[c], self.basis[c], self.eigenvalues[c], self.remainder[c])
+        return ComponentGaussian(
+            self.mean[c], self.basis[c], self.eigenvalues[c], self.remainder[c]
+        )
 
     def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
         """log p_0(x | c), `(B,)` in nats, of x `(B, ...)`; c `(B,)`."""
@@ -123,18 +136,37 @@ class GaussianReference(nn.Module):
         """log p_0(x | c) of every row under every component, `(B, C)`."""
         flat = x.reshape(x.shape[0], -1)
         return torch.stack(
-            [self.given(torch.tensor([c], device=x.device)).log_prob(flat) for c in range(self.n_components)], 1
+            [
+                self.given(torch.tensor([c], device=x.device)).log_prob(flat)
+                for c in range(self.n_components)
+            ],
+            1,
         )
 
     def sample(self, c: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws `(B, D)`, one per entry of c `(B,)`."""
-        noise = torch.randn(len(c), self.mean.shape[1], generator=generator, device=self.mean.device)
+        noise = torch.randn(
+            len(c), self.mean.shape[1], generator=generator, device=self.mean.device
+        )
         return self.given(c).colour(noise)
 
     def class_log_weight(self) -> Tensor:
-        """log p(c | y) `(C,)`: each component's share within its class."""
-        totals = torch.zeros(self.n_classes, device=self.weight.device).index_add(0, self.classes, self.weight)
-        return (self.weight / totals[self.classes]).log()
+        """log p(y), `(classes,)`."""
+        zeros = torch.zeros(self.n_classes, device=self.weight.device)
+        return zeros.index_add(0, self.classes, self.weight).log()
+
+    def log_weight(self, label: int | None = None) -> Tensor:
+        """log p(c) `(C,)`; or log p(c | y), minus infinity outside the class, given a label y.
+
+        Raises:
+            ValueError: no such class.
+        """
+        if label is None:
+            return self.weight.log()
+        if not 0 <= label < self.n_classes:
+            raise ValueError(f"label {label} is none of the {self.n_classes} classes")
+        inside = self.weight.log() - self.class_log_weight()[label]
+        return inside.masked_fill(self.classes != label, -torch.inf)
 
 
 class ComponentGaussian:
@@ -148,7 +180,12 @@ class ComponentGaussian:
     """
 
     def __init__(self, mean: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor):
-        self.mean, self.basis, self.eigenvalues, self.remainder = mean, basis, eigenvalues, remainder
+        self.mean, self.basis, self.eigenvalues, self.remainder = (
+            mean,
+            basis,
+            eigenvalues,
+            remainder,
+        )
 
     def rows(self, part: slice) -> ComponentGaussian:
         if self.mean.shape[0] == 1:
@@ -158,7 +195,9 @@ class ComponentGaussian:
         )
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves of `(x - mu)^T C^-1 (x - mu)`: modelled directions and remainder, each `(B,)`."""
+        """The two halves of `(x - mu)^T C^-1 (x - mu)`: modelled directions and remainder, each
+        `(B,)`.
+        """
         u = x.reshape(x.shape[0], -1) - self.mean
         a = torch.einsum("bd,bdr->br", u, self.basis.expand(len(u), -1, -1))
         outside = (u.square().sum(1) - a.square().sum(1)).clamp_min(0)
@@ -172,7 +211,8 @@ class ComponentGaussian:
         return -0.5 * (modelled + outside + log_det + dimensions * math.log(2 * math.pi))
 
     def spectral(self, vectors: Tensor, along: Tensor, elsewhere: Tensor) -> Tensor:
-        """Sum over k of `f_k(C)` applied to `vectors[:, :, k]`, each f_k a function of the covariance's eigenvalues.
+        """Sum over k of `f_k(C)` applied to `vectors[:, :, k]`, each f_k a function of the
+        covariance's eigenvalues.
 
         Arguments:
             vectors: `(B, D, k)`.
@@ -183,19 +223,25 @@ class ComponentGaussian:
             `(B, D)`. One pass over the basis down and one up, whatever k.
         """
         basis = self.basis.expand(vectors.shape[0], -1, -1)
-        coefficients = ((along - elsewhere.unsqueeze(1)) * (basis.mT @ vectors)).sum(2, keepdim=True)
+        coefficients = ((along - elsewhere.unsqueeze(1)) * (basis.mT @ vectors)).sum(
+            2, keepdim=True
+        )
         return (vectors * elsewhere.unsqueeze(1)).sum(2) + (basis @ coefficients).squeeze(2)
 
     def colour(self, noise: Tensor) -> Tensor:
         """`mu + C^(1/2) noise`, `(B, D)`: an exact draw for standard normal noise `(B, D)`."""
         root = self.spectral(
-            noise.unsqueeze(2), self.eigenvalues.sqrt().unsqueeze(2), self.remainder.sqrt().unsqueeze(1)
+            noise.unsqueeze(2),
+            self.eigenvalues.sqrt().unsqueeze(2),
+            self.remainder.sqrt().unsqueeze(1),
         )
         return self.mean + root
 
 
 def _split(x: Tensor, k: int, seed: int) -> list[Tensor]:
-    """Row indices of k groups of `(N, D)` by k-means on its principal components; no group under 3 rows."""
+    """Row indices of k groups of `(N, D)` by k-means on its principal components; no group under 3
+    rows.
+    """
     if k == 1:
         return [torch.arange(len(x))]
     from sklearn.cluster import KMeans
@@ -207,8 +253,12 @@ def _split(x: Tensor, k: int, seed: int) -> list[Tensor]:
     return groups if min(map(len, groups)) >= 3 else _split(x, k - 1, seed)
 
 
-def _gaussian(x: Tensor, rank: int, sigma: float, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, basis, eigenvalues and remainder of one component, dequantised; padded to `rank` columns."""
+def _gaussian(
+    x: Tensor, rank: int, sigma: float, floor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, basis, eigenvalues and remainder of one component, dequantised; padded to `rank`
+    columns.
+    """
     n, dimensions = x.shape
     mean = x.mean(0)
     _, s, vt = torch.linalg.svd(x - mean, full_matrices=False)

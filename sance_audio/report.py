@@ -1,4 +1,6 @@
-"""The listening page: one `index.html` in the run folder, opened straight from disk, made from what the run wrote."""
+"""The listening page: one `index.html` in the run folder, opened straight from disk, made from
+what the run wrote.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def write_page(run: str | Path) -> Path:
-    """(Re)build `index.html` of a finished run from its `results.json`, `metrics.jsonl`, model and WAVs.
+    """(Re)build `index.html` of a finished run from its `results.json`, `metrics.jsonl`, model and
+    WAVs.
 
     Raises:
         ValueError: a folder that is no finished run.
@@ -28,7 +31,9 @@ def write_page(run: str | Path) -> Path:
     rows = read_jsonl(run / "metrics.jsonl")
     columns = {"gap": "network gap (nats)", "loss": "loss", "log_z": "log Z ledger (nats)"}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template(TEMPLATE.name).render(
         name=results["recipe"],
@@ -53,13 +58,22 @@ def training_words(rows: list[dict[str, Any]]) -> list[str]:
     last = rows[-1]
     gaps = [row["gap"] for row in rows[-100:]]
     gap = sum(gaps) / len(gaps)
-    healthy = "healthy: within 5 nats" if abs(gap) <= 5 else "beyond 5 nats: the chains lag behind the model"
-    early = [row["refresh"] for row in rows if row.get("refresh", "interval") not in ("interval", "start")]
+    healthy = (
+        "healthy: within 5 nats"
+        if abs(gap) <= 5
+        else "beyond 5 nats: the chains lag behind the model"
+    )
+    early = [
+        row["refresh"]
+        for row in rows
+        if row.get("refresh", "interval") not in ("interval", "start")
+    ]
     words = [
         f"{last['step']} steps, {sum('refresh' in row for row in rows)} refreshes of the noise"
         + (f", {len(early)} of them early (last: {early[-1]})." if early else ", none early."),
         f"Network gap over the last {len(gaps)} steps: {gap:+.2f} nats ({healthy}).",
-        f"Log-partition ledger: log Z - log Z of the reference = {last['log_z']:.1f} nats, standard error "
+        f"Log-partition ledger: log Z - log Z of the reference = {last['log_z']:.1f} nats, "
+        f"standard error "
         f"{last['log_z_error']:.2f} for independent chains; chains that lag make it too small.",
     ]
     rollbacks = [row["rollback"] for row in rows if "rollback" in row]
@@ -83,5 +97,6 @@ def _progress(run: Path) -> list[dict[str, str]]:
     """Sheets of the fixed chains written during training."""
     sheets = sorted((run / "samples").glob("step_*.png"))
     return [
-        {"step": str(int(s.stem.split("_")[1])), "picture": pictures.data_uri(s.read_bytes())} for s in sheets
+        {"step": str(int(s.stem.split("_")[1])), "picture": pictures.data_uri(s.read_bytes())}
+        for s in sheets
     ]

@@ -1,15 +1,18 @@
 r"""Markov chain samplers of `p(x) = exp(-E(x)) / Z`, and the engine that runs them.
 
-A sampler is a plain object: `init(energy, x) -> State`, `step(energy, state, generator) -> (State, Info)`. The state holds
-what the next step would otherwise compute again. `energy` is any callable `(B, ...) -> (B,)`; a generator is one
-`torch.Generator`, or a sequence of B of them, one per chain, whose chains then do not depend on their neighbours.
+A sampler is a plain object: `init(energy, x) -> State`, `step(energy, state, generator) -> (State,
+Info)`. The state holds what the next step would otherwise compute again. `energy` is any callable
+`(B, ...) -> (B,)`; a generator is one `torch.Generator`, or a sequence of B of them, one per
+chain, whose chains then do not depend on their neighbours.
 
     Langevin             x' = x - eps P grad E(x) + sqrt(2 eps) P^(1/2) xi
-    ReferenceLangevin    the same with P = min(C, cap), its Gaussian part integrated exactly, for E = -log N(mu, C) + F
+    ReferenceLangevin    the same with P = min(C, cap), its Gaussian part integrated exactly, for E
+    = -log N(mu, C) + F
 
 References:
-    Exponential convergence of Langevin distributions and their discrete approximations (Roberts & Tweedie, 1996)
-    MCMC methods for functions: modifying old algorithms to make them faster (Cotter et al., 2013)
+    Exponential convergence of Langevin distributions and their discrete approximations (Roberts &
+    Tweedie, 1996) MCMC methods for functions: modifying old algorithms to make them faster (Cotter
+    et al., 2013)
 """
 
 from __future__ import annotations
@@ -67,11 +70,13 @@ class Preconditioner(Protocol):
 class Langevin:
     """Unadjusted Langevin at temperature 1: `x' = x - eps P grad E(x) + sqrt(2 eps) P^(1/2) xi`.
 
-    On a Gaussian of variance v it is stationary at v / (1 - eps / (2 v)): biased upwards, more so for larger steps.
+    On a Gaussian of variance v it is stationary at v / (1 - eps / (2 v)): biased upwards, more so
+    for larger steps.
 
     Arguments:
         step_size: eps.
-        preconditioner: P, with `apply` and `root`; the identity when None. It must not depend on x.
+        preconditioner: P, with `apply` and `root`; the identity when None. It must not depend on
+            x.
     """
 
     def __init__(self, step_size: float, preconditioner: Preconditioner | None = None):
@@ -95,33 +100,46 @@ class Langevin:
 class ReferenceLangevin:
     r"""Langevin for `E = -log N(x; mu, C) + F(x)` that is exact at any step size where F = 0.
 
-    In the eigenbasis of C, direction i, with `rho_i = exp(-eps min(lambda_i, cap) / lambda_i)` and `g = grad F(x)`,
+    In the eigenbasis of C, direction i, with `rho_i = exp(-eps min(lambda_i, cap) / lambda_i)` and
+    `g = grad F(x)`,
 
-        x'_i = mu_i + rho_i (x_i - mu_i) - (1 - rho_i) lambda_i g_i + sqrt((1 - rho_i^2) lambda_i) xi_i
+        x'_i = mu_i + rho_i (x_i - mu_i) - (1 - rho_i) lambda_i g_i + sqrt((1 - rho_i^2) lambda_i)
+        xi_i
 
-    the Ornstein-Uhlenbeck process of the reference, solved exactly, with the drift of F held constant over a step. The
-    cap keeps that drift from being amplified by the large eigenvalues of C.
+    the Ornstein-Uhlenbeck process of the reference, solved exactly, with the drift of F held
+    constant over a step. The cap keeps that drift from being amplified by the large eigenvalues of
+    C.
 
     Arguments:
-        reference: The Gaussians: one per chain (`GaussianReference.given(c)`), or a `GaussianReference` of one component.
+        reference: The Gaussians: one per chain (`GaussianReference.given(c)`), or a
+            `GaussianReference` of one component.
         step_size: eps.
         cap: Largest eigenvalue that preconditions the drift.
         adjusted: Accept or reject each proposal (Metropolis), which makes the target invariant.
 
-    The energy given to `init` and `step` is the whole E. Where it has a method `learnt` (as `GivenEnergy` has), that is
-    F, and the Gaussian part is not computed; for any other callable, grad F is grad E less the reference's own.
+    The energy given to `init` and `step` is the whole E. Where it has a method `learnt` (as
+    `GivenEnergy` has), that is F, and the Gaussian part is not computed; for any other callable,
+    grad F is grad E less the reference's own.
     """
 
-    def __init__(self, reference: Any, step_size: float, cap: float = 1.0, *, adjusted: bool = False):
+    def __init__(
+        self, reference: Any, step_size: float, cap: float = 1.0, *, adjusted: bool = False
+    ):
         _positive("step_size", step_size)
         _positive("cap", cap)
         if not hasattr(reference, "spectral"):
             if reference.n_components != 1:
                 raise ValueError(
-                    f"the reference has {reference.n_components} components: pass reference.given(c), one per chain"
+                    f"the reference has {reference.n_components} components: pass "
+                    f"reference.given(c), one per chain"
                 )
             reference = reference.given(torch.zeros(1, dtype=torch.long))
-        self.reference, self.step_size, self.cap, self.adjusted = reference, step_size, cap, adjusted
+        self.reference, self.step_size, self.cap, self.adjusted = (
+            reference,
+            step_size,
+            cap,
+            adjusted,
+        )
         self._lambda = torch.cat([reference.eigenvalues, reference.remainder.unsqueeze(1)], 1)
         self._rho = torch.exp(-step_size * self._lambda.clamp_max(cap) / self._lambda)
 
@@ -145,18 +163,24 @@ class ReferenceLangevin:
             return proposal, Info(torch.ones_like(state.value))
         log_ratio = self._log_ratio(state, proposal)
         accept = torch.log(_uniform(state.value, generator)) < log_ratio
-        kept = State(*(torch.where(_like(accept, a), b, a) for a, b in zip(state, proposal, strict=True)))
+        kept = State(
+            *(torch.where(_like(accept, a), b, a) for a, b in zip(state, proposal, strict=True))
+        )
         return kept, Info(log_ratio.clamp_max(0).exp().nan_to_num(0.0))
 
     def _log_ratio(self, state: State, proposal: State) -> Tensor:
         """log of `p(x') q(x | x') / (p(x) q(x' | x))`, `(B,)`.
 
-        With u = x - mu and primes at the proposal, both Gaussians written out and everything that cancels left out:
-        F - F' - sum_i [(u_i - rho_i u'_i) g'_i - (u'_i - rho_i u_i) g_i] / (1 + rho_i)
+        With u = x - mu and primes at the proposal, both Gaussians written out and everything that
+        cancels left out: F - F' - sum_i [(u_i - rho_i u'_i) g'_i - (u'_i - rho_i u_i) g_i] / (1 +
+        rho_i)
                - sum_i (1 - rho_i) lambda_i (g'_i^2 - g_i^2) / (2 (1 + rho_i))
         """
         lam, rho = self._lambda, self._rho
-        u, v = state.x.flatten(1) - self.reference.mean, proposal.x.flatten(1) - self.reference.mean
+        u, v = (
+            state.x.flatten(1) - self.reference.mean,
+            proposal.x.flatten(1) - self.reference.mean,
+        )
         g, k = state.grad.flatten(1), proposal.grad.flatten(1)
         by_one, by_rho = 1 / (1 + rho), rho / (1 + rho)
         half = (1 - rho) * lam / (2 * (1 + rho))
@@ -167,7 +191,9 @@ class ReferenceLangevin:
 
     def _form(self, a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
         """a^T f(C) b, `(B,)`, with f's values at the eigenvalues of C in `factor` `(B, r + 1)`."""
-        image = self.reference.spectral(b.unsqueeze(2), factor[:, :-1].unsqueeze(2), factor[:, -1:])
+        image = self.reference.spectral(
+            b.unsqueeze(2), factor[:, :-1].unsqueeze(2), factor[:, -1:]
+        )
         return (a * image).sum(1)
 
     def rows(self, part: slice) -> ReferenceLangevin:
@@ -195,10 +221,12 @@ def sample(
         x0: Starts `(B, ...)`.
         steps: Number of steps, at least 1.
         generator: One for all, or one per chain.
-        callback: Called with (step from 1, State, Info) after every step; the chains then run in one chunk.
+        callback: Called with (step from 1, State, Info) after every step; the chains then run in
+            one chunk.
         thin: Keep every `thin`-th state.
-        chunk: Chains per chunk; chunks run side by side in threads on a CPU. All in one when None. One generator and
-            several chunks: each chunk has a generator of its own, seeded from it.
+        chunk: Chains per chunk; chunks run side by side in threads on a CPU. All in one when None.
+            One generator and several chunks: each chunk has a generator of its own, seeded from
+            it.
 
     Returns:
         The last states `(B, ...)`; with `thin`, the kept ones `(steps // thin, B, ...)`.
@@ -239,7 +267,8 @@ def randn(like: Tensor, generator: Generators) -> Tensor:
     if isinstance(generator, torch.Generator):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     rows = [
-        torch.randn(like.shape[1:], generator=g, dtype=like.dtype, device=g.device) for g in generator
+        torch.randn(like.shape[1:], generator=g, dtype=like.dtype, device=g.device)
+        for g in generator
     ]
     return torch.stack(rows).to(like.device)
 

@@ -17,7 +17,15 @@ from sance_audio import audio
 from sance_audio.detection import EnergyDetector
 from sance_audio.files import atomic
 
-COLUMNS = ("path", "energy", "anomaly_score", "p_value", "predicted_class", "duration_seconds", "notes")
+COLUMNS = (
+    "path",
+    "energy",
+    "anomaly_score",
+    "p_value",
+    "predicted_class",
+    "duration_seconds",
+    "notes",
+)
 BATCH = 64
 """Clips scored together."""
 SILENCE_DBFS = -80.0
@@ -28,7 +36,9 @@ class Scored:
     """What a scoring run did."""
 
     rows: list[dict[str, Any]]
-    """One per file, in order, with the keys `COLUMNS`; only path and notes where a file could not be read."""
+    """One per file, in order, with the keys `COLUMNS`; only path and notes where a file could not
+    be read.
+    """
     failed: int
     """Files that could not be read."""
     seconds_of_sound: float
@@ -42,7 +52,8 @@ class Scored:
 
 
 def score_files(detector: EnergyDetector, paths: Iterable[Path]) -> Scored:
-    """Score files with a fitted detector; a file that cannot be read becomes a row that says why."""
+    """Score files with a fitted detector; a file that cannot be read becomes a row that says "
+    "why."""
     began, rows, failed, sound = time.perf_counter(), [], 0, 0.0
     for group in _groups(paths):
         good = [item for item in group if item[1] is not None]
@@ -92,7 +103,9 @@ def _groups(paths: Iterable[Path]) -> Iterator[list[tuple[Path, audio.Recording 
         yield group
 
 
-def _assess(detector: EnergyDetector, recordings: list[audio.Recording]) -> Iterator[dict[str, Any]]:
+def _assess(
+    detector: EnergyDetector, recordings: list[audio.Recording]
+) -> Iterator[dict[str, Any]]:
     """Energy, score, p-value and class of each recording."""
     if not recordings or detector.model is None:
         return
@@ -102,7 +115,7 @@ def _assess(detector: EnergyDetector, recordings: list[audio.Recording]) -> Iter
         row = {key: float(value[i]) for key, value in marks.items()}
         if model.labels:
             wave = audio.resample(recording.waveform, recording.sample_rate, model.sample_rate)
-            x = model.log_mels(model.windows(wave).to(model.log_z.device))
+            x = model.log_mels(model.windows(wave).to(model.device))
             row["predicted_class"] = model.labels[int(model.classify(x).sum(0).argmax())]  # type: ignore[assignment]
         yield row
 

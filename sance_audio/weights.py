@@ -1,6 +1,7 @@
 """Tensors and their settings in one safetensors file: nothing in it can run code.
 
-Settings travel as JSON in the file's metadata under the key `sance_audio`, with the kind of object and a format number.
+Settings travel as JSON in the file's metadata under the key `sance_audio`, with the kind of object
+and a format number.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ class WeightsError(ValueError):
     """A folder or file that does not hold what this package saved."""
 
 
-def save_weights(path: Path, kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+def save_weights(
+    path: Path, kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]
+) -> Path:
     """Write tensors and settings, atomically."""
     header = json.dumps({"kind": kind, "format": FORMAT, **settings})
     with atomic(path) as temporary:
         save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {KEY: header}
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            temporary,
+            {KEY: header},
         )
     return path
 
@@ -48,15 +53,20 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     if not isinstance(header, dict) or header.get("kind") != kind:
-        raise WeightsError(f"{path}: expected a sance_audio {kind}, found another kind of safetensors file")
+        raise WeightsError(
+            f"{path}: expected a sance_audio {kind}, found another kind of safetensors file"
+        )
     if header.get("format") != FORMAT:
         raise WeightsError(
-            f"{path}: format {header.get('format')}, this version reads {FORMAT}; train again or use the version "
+            f"{path}: format {header.get('format')}, this version reads {FORMAT}; train again "
+            f"or use the version "
             f"that wrote it"
         )
     broken = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:
-        raise WeightsError(f"{path}: {broken[0]} holds NaN or infinite values; the file is damaged")
+        raise WeightsError(
+            f"{path}: {broken[0]} holds NaN or infinite values; the file is damaged"
+        )
     return header, tensors
 
 
@@ -72,9 +82,13 @@ def locate(name: str | Path, filename: str) -> Path:
         return Path(hf_hub_download(str(name).removeprefix("hf:"), filename))
     path = Path(name)
     if not path.exists():
-        raise WeightsError(f"{path}: no such run folder (a model on the hub is written hf:owner/name)")
+        raise WeightsError(
+            f"{path}: no such run folder (a model on the hub is written hf:owner/name)"
+        )
     if path.is_dir():
         path = path / filename
         if not path.is_file():
-            raise WeightsError(f"{path.parent}: no {filename} in this folder; is it a run that has finished?")
+            raise WeightsError(
+                f"{path.parent}: no {filename} in this folder; is it a run that has finished?"
+            )
     return path

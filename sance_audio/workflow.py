@@ -1,7 +1,8 @@
-"""The first steps that recipes share: options, run folder, corpus, model, training. `assessment` has the rest.
+"""The first steps that recipes share: options, run folder, corpus, model, training. `assessment`
+has the rest.
 
-Each step takes what it needs and returns what it made; nothing is remembered here. A recipe is the list of its choices and
-the calls of these steps.
+Each step takes what it needs and returns what it made; nothing is remembered here. A recipe is the
+list of its choices and the calls of these steps.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from sance_audio.training import TrainConfig, train
 
 Results = dict[str, Any]
 PEAK = 0.5
-"""Peak that clips are scaled to, so that level is no evidence; generated ones have room above it."""
+"""Peak that clips are scaled to, so that level is no evidence; generated ones have room above it.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Options:
     preset: Literal["smoke", "cpu", "gpu"] = "cpu"
     """smoke: under a minute, to see that all works. cpu: two cores. gpu: one modern GPU."""
     device: str = "auto"
-    """cpu, cuda, or auto: the preset gpu on a GPU when there is one, everything else on the CPU."""
+    """cpu, cuda, or auto: the preset gpu on a GPU when there is one, everything else on the CPU.
+    """
     seed: int = 0
     """Of everything random."""
     frames: int = 64
@@ -102,7 +105,9 @@ def parse(
         elif word.startswith("--preset="):
             chosen = word.partition("=")[2]
     default = presets.get(chosen, presets["cpu"])
-    return tyro.cli(type(default), default=default, args=arguments, description=description, prog=program)
+    return tyro.cli(
+        type(default), default=default, args=arguments, description=description, prog=program
+    )
 
 
 @dataclass
@@ -122,7 +127,8 @@ def start(options: Options, recipe: str) -> torch.device:
     """Check the run folder, record the settings and the environment in it, and choose the device.
 
     Raises:
-        ValueError: the folder holds something that is no run of this recipe; a device that is not there.
+        ValueError: the folder holds something that is no run of this recipe; a device that is not
+            there.
     """
     run = options.run
     if run.exists() and not run.is_dir():
@@ -154,9 +160,13 @@ def start(options: Options, recipe: str) -> torch.device:
 
 
 def prepare(
-    corpus: Corpus, features: LogMel, options: Options, splits: Sequence[str] = ("train", "valid", "test")
+    corpus: Corpus,
+    features: LogMel,
+    options: Options,
+    splits: Sequence[str] = ("train", "valid", "test"),
 ) -> tuple[AudioEBM, Material, Tensor]:
-    """Read the corpus, fit features and reference on its training split, and build an untrained model.
+    """Read the corpus, fit features and reference on its training split, and build an untrained
+    model.
 
     Returns:
         The model, the material, and the component of each training clip `(N,)`.
@@ -174,7 +184,10 @@ def prepare(
     length = features.length(options.frames)
     first = {s: torch.stack([audio.windows(w, length, PEAK)[0] for w in waves[s]]) for s in splits}
     features.fit(_log_mels(features, first["train"]))
-    x = {split: features.standardise(_log_mels(features, windows)) for split, windows in first.items()}
+    x = {
+        split: features.standardise(_log_mels(features, windows))
+        for split, windows in first.items()
+    }
 
     reference, components = GaussianReference.fit(
         x["train"],
@@ -203,16 +216,25 @@ def prepare(
     )
     print(
         f"{corpus.name}: {', '.join(f'{len(c)} {s}' for s, c in clips.items())} clips; "
-        f"{reference.n_components} Gaussian components; {sum(p.numel() for p in network.parameters())} parameters"
+        f"{reference.n_components} Gaussian components; "
+        f"{sum(p.numel() for p in network.parameters())} parameters"
     )
     return model, Material(waves, clips, x, y), components
 
 
 def fit(model: AudioEBM, material: Material, components: Tensor, options: Options) -> Results:
-    """Train, estimate log Z, save the model; then how much better than its reference it explains held-out clips."""
+    """Train, estimate log Z, save the model; then how much better than its reference it explains
+    held-out clips.
+    """
     callbacks = (_show(model, options),) if options.train.sample_every else ()
     rows = train(
-        model, material.x["train"], components, options.train, options.run, seed=options.seed, callbacks=callbacks
+        model,
+        material.x["train"],
+        components,
+        options.train,
+        options.run,
+        seed=options.seed,
+        callbacks=callbacks,
     )
     log_z = annealed_log_z(
         model.density,
@@ -221,12 +243,12 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
         settle=options.annealing,
         step_size=model.step_size,
         cap=model.cap,
-        generator=torch.Generator(model.log_z.device).manual_seed(options.seed),
+        generator=torch.Generator(model.device).manual_seed(options.seed),
     )
     # The larger of the two estimates: likelihoods are understated rather than overstated.
-    model.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
+    model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
     model.save_pretrained(options.run)
-    held_out = material.x["test"].to(model.log_z.device)
+    held_out = material.x["test"].to(model.device)
     gain = (model.energy_of(held_out, reference_only=True) - model.energy_of(held_out)).double()
     return {
         "log_z": {
@@ -246,7 +268,9 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
 
 
 def _log_mels(features: LogMel, windows: Tensor) -> Tensor:
-    return torch.cat(run_chunks(lambda part: features.log_mel(windows[part]), slices(len(windows), 64)))
+    return torch.cat(
+        run_chunks(lambda part: features.log_mel(windows[part]), slices(len(windows), 64))
+    )
 
 
 def _show(model: AudioEBM, options: Options) -> Callable[[int, dict[str, Any], AudioEBM], None]:
@@ -263,6 +287,10 @@ def _show(model: AudioEBM, options: Options) -> Callable[[int, dict[str, Any], A
         (folder / f"step_{step:06d}.png").write_bytes(pictures.sheet(x))
         for i, wave in enumerate(averaged.invert(x, seeds)):
             label = averaged.labels[classes[i]] if averaged.labels else ""
-            audio.write(folder / f"step_{step:06d}_{i}{label and '_' + label}.wav", wave, averaged.sample_rate)
+            audio.write(
+                folder / f"step_{step:06d}_{i}{label and '_' + label}.wav",
+                wave,
+                averaged.sample_rate,
+            )
 
     return show

@@ -2,7 +2,8 @@
 
     python recipes/drums/train.py --run runs/drums --preset cpu
 
-Six kinds of drum are learnt; four further kinds of sound, never trained on, show what the detector finds odd.
+Six kinds of drum are learnt; four further kinds of sound, never trained on, show what the detector
+finds odd.
 """
 
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ def main(options: DrumOptions) -> None:
     device = start(options, "drums")
     size = options.size
     corpus = drums.prepare(size, 2 * size // 5, 2 * size // 5, size // 5, seed=options.seed)
-    features = LogMel(drums.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5)
+    features = LogMel(
+        drums.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5
+    )
     model, material, components = prepare(corpus, features, options)
     model.to(device)
 

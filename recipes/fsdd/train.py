@@ -2,8 +2,8 @@
 
     python recipes/fsdd/train.py --data DIR --run runs/fsdd --preset cpu
 
-DIR holds `recordings/`; without --data the corpus is downloaded once into data/. Digits played backwards, which have the same
-spectra, levels and lengths, stand in for anomalies.
+DIR holds `recordings/`; without --data the corpus is downloaded once into data/. Digits played
+backwards, which have the same spectra, levels and lengths, stand in for anomalies.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,9 @@ PRESETS = {
 def main(options: DigitOptions) -> None:
     device = start(options, "fsdd")
     corpus = fsdd.prepare(options.data)
-    features = LogMel(fsdd.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5)
+    features = LogMel(
+        fsdd.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5
+    )
     model, material, components = prepare(corpus, features, options)
     model.to(device)
 

@@ -2,7 +2,8 @@
 
     prepare(root, ...) -> Corpus
 
-A `Corpus` lists clips with a label and a split; it holds no audio, or holds it all when it was synthesised.
+A `Corpus` lists clips with a label and a split; it holds no audio, or holds it all when it was
+synthesised.
 """
 
 from sance_audio.datasets.corpus import Clip, Corpus

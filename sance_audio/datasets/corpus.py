@@ -55,7 +55,9 @@ class Corpus:
             waves.append(audio.resample(wave, rate, sample_rate))
             read.append(clip)
         if not waves:
-            raise ValueError(f"{self.name}: no readable clip in the {split} split ({len(self.problems)} failed)")
+            raise ValueError(
+                f"{self.name}: no readable clip in the {split} split ({len(self.problems)} failed)"
+            )
         return waves, read
 
     def index(self, clips: list[Clip]) -> list[int]:

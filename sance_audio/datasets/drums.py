@@ -1,8 +1,9 @@
 """Synthesised drums: an embedded corpus, made from code, the same for the same seed.
 
-Six kinds with random parameters (kick, snare, closed hat, open hat, tom, clap) are trained on. Four further kinds (bell, zap,
-shaker, voice) serve as anomalies: every sound of either sort is given a duration, an amplitude envelope, fades and a level
-from the same distributions, so that only its timbre gives an anomaly away.
+Six kinds with random parameters (kick, snare, closed hat, open hat, tom, clap) are trained on.
+Four further kinds (bell, zap, shaker, voice) serve as anomalies: every sound of either sort is
+given a duration, an amplitude envelope, fades and a level from the same distributions, so that
+only its timbre gives an anomaly away.
 
 Licence: none needed; the sounds are made by this module. 16 kHz, half a second.
 """
@@ -27,7 +28,9 @@ LENGTH = 8064
 Array = np.ndarray
 
 
-def prepare(train: int = 1200, valid: int = 480, test: int = 480, odd: int = 240, seed: int = 0) -> Corpus:
+def prepare(
+    train: int = 1200, valid: int = 480, test: int = 480, odd: int = 240, seed: int = 0
+) -> Corpus:
     """Lay out a corpus; each clip is synthesised when it is read.
 
     Arguments:
@@ -45,7 +48,9 @@ def prepare(train: int = 1200, valid: int = 480, test: int = 480, odd: int = 240
         for i in range(count):
             kind = kinds[i % len(kinds)]
             name = f"{split}/{i:05d}_{kind}"
-            clips.append(Clip(name, kind, split, _loader(kind, zlib.crc32(f"{seed}/{name}".encode()))))
+            clips.append(
+                Clip(name, kind, split, _loader(kind, zlib.crc32(f"{seed}/{name}".encode())))
+            )
     return Corpus("drums", "made by this module", clips, LABELS)
 
 
@@ -88,13 +93,19 @@ def _kick(t: Array, rng: np.random.Generator) -> Array:
 def _tom(t: Array, rng: np.random.Generator) -> Array:
     pitch = rng.uniform(110, 280)
     bend = pitch * (1 + rng.uniform(0.15, 0.4) * np.exp(-18 * t))
-    ring = np.sin(_phase(bend)) + 0.4 * np.sin(_phase(1.59 * bend)) + 0.2 * np.sin(_phase(2.14 * bend))
+    ring = (
+        np.sin(_phase(bend))
+        + 0.4 * np.sin(_phase(1.59 * bend))
+        + 0.2 * np.sin(_phase(2.14 * bend))
+    )
     return ring + rng.uniform(0.02, 0.08) * _noise(t, rng, 400, 3000) * np.exp(-60 * t)
 
 
 def _snare(t: Array, rng: np.random.Generator) -> Array:
     pitch = rng.uniform(160, 240)
-    body = np.sin(_phase(np.full_like(t, pitch))) + 0.6 * np.sin(_phase(np.full_like(t, 1.6 * pitch)))
+    body = np.sin(_phase(np.full_like(t, pitch))) + 0.6 * np.sin(
+        _phase(np.full_like(t, 1.6 * pitch))
+    )
     wires = _noise(t, rng, rng.uniform(900, 1500), rng.uniform(5000, 7500))
     return body * np.exp(-rng.uniform(15, 30) * t) + rng.uniform(0.8, 1.6) * wires
 
@@ -122,12 +133,16 @@ def _clap(t: Array, rng: np.random.Generator) -> Array:
     noise = _noise(t, rng, 0.6 * centre, 2.2 * centre)
     gap = rng.uniform(0.008, 0.013)
     bursts = sum(np.exp(-220 * np.clip(t - k * gap, 0, None)) * (t >= k * gap) for k in range(3))
-    return noise * (np.asarray(bursts) + 0.5 * np.exp(-25 * np.clip(t - 3 * gap, 0, None)) * (t >= 3 * gap))
+    return noise * (
+        np.asarray(bursts) + 0.5 * np.exp(-25 * np.clip(t - 3 * gap, 0, None)) * (t >= 3 * gap)
+    )
 
 
 def _bell(t: Array, rng: np.random.Generator) -> Array:
     carrier, ratio, index = rng.uniform(500, 1100), rng.uniform(1.3, 2.8), rng.uniform(1.5, 4)
-    return np.sin(2 * np.pi * carrier * t + index * np.exp(-4 * t) * np.sin(2 * np.pi * ratio * carrier * t))
+    return np.sin(
+        2 * np.pi * carrier * t + index * np.exp(-4 * t) * np.sin(2 * np.pi * ratio * carrier * t)
+    )
 
 
 def _zap(t: Array, rng: np.random.Generator) -> Array:
@@ -145,7 +160,11 @@ def _shaker(t: Array, rng: np.random.Generator) -> Array:
 def _voice(t: Array, rng: np.random.Generator) -> Array:
     pitch = rng.uniform(90, 220) * (1 + 0.02 * np.sin(2 * np.pi * 5.5 * t))
     pulses = _phase(pitch)
-    formants = [(rng.uniform(500, 800), 90), (rng.uniform(1000, 1800), 130), (rng.uniform(2300, 2900), 170)]
+    formants = [
+        (rng.uniform(500, 800), 90),
+        (rng.uniform(1000, 1800), 130),
+        (rng.uniform(2300, 2900), 170),
+    ]
     partials = np.arange(1, 30)
     out = np.zeros_like(t)
     for k in partials:
@@ -188,5 +207,7 @@ def _band(x: Array, low: float, high: float) -> Array:
     """What of x lies between two frequencies, in Hz."""
     from scipy.signal import butter, sosfilt
 
-    sos = butter(4, [low, min(high, 0.499 * SAMPLE_RATE)], "bandpass", fs=SAMPLE_RATE, output="sos")
+    sos = butter(
+        4, [low, min(high, 0.499 * SAMPLE_RATE)], "bandpass", fs=SAMPLE_RATE, output="sos"
+    )
     return sosfilt(sos, x)

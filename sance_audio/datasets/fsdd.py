@@ -1,7 +1,7 @@
 """Free Spoken Digit Dataset: ten digits, six speakers, 3,000 clips, 8 kHz mono, 0.14 to 2.28 s.
 
-Layout: `recordings/{digit}_{speaker}_{index}.wav`. Official split: index 0-4 test, 5-49 train; of the latter, 5-9 are held out
-here for validation.
+Layout: `recordings/{digit}_{speaker}_{index}.wav`. Official split: index 0-4 test, 5-49 train; of
+the latter, 5-9 are held out here for validation.
 
 Licence: CC BY-SA 4.0. Source: https://github.com/Jakobovski/free-spoken-digit-dataset
 """
@@ -19,7 +19,9 @@ SAMPLE_RATE = 8000
 LABELS = tuple("0123456789")
 ARCHIVE = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
 CHECKSUM = None
-"""Of the archive. Not verified: it could not be fetched where this was written, and none is published."""
+"""Of the archive. Not verified: it could not be fetched where this was written, and none is
+published.
+"""
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")
 
 
@@ -37,7 +39,8 @@ def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpu
     folder = root / "recordings"
     if not folder.is_dir():
         raise ValueError(
-            f"{root}: expected a folder with recordings/{{digit}}_{{speaker}}_{{index}}.wav (the Free Spoken Digit "
+            f"{root}: expected a folder with recordings/{{digit}}_{{speaker}}_{{index}}.wav "
+            f"(the Free Spoken Digit "
             f"Dataset), found {'no recordings/ in it' if root.is_dir() else 'nothing there'}"
         )
     clips, problems = [], []
@@ -59,10 +62,16 @@ def _download(cache: Path) -> Path:
 
     try:
         files = pooch.retrieve(
-            ARCHIVE, known_hash=CHECKSUM, path=cache, fname="fsdd.zip", processor=pooch.Unzip(), progressbar=True
+            ARCHIVE,
+            known_hash=CHECKSUM,
+            path=cache,
+            fname="fsdd.zip",
+            processor=pooch.Unzip(),
+            progressbar=True,
         )
     except Exception as error:  # pooch raises whatever the network stack beneath it raises
         raise ValueError(
-            f"could not download the Free Spoken Digit Dataset ({error}); fetch it by hand and pass --data DIR"
+            f"could not download the Free Spoken Digit Dataset ({error}); fetch it by hand and "
+            f"pass --data DIR"
         ) from error
     return next(Path(f).parent.parent for f in files if Path(f).parent.name == "recordings")

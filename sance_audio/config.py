@@ -1,0 +1,71 @@
+"""Settings of a training run: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+__all__ = ["TrainConfig"]
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; the resolved values stand in the run's config.json."""
+
+    steps: int = 1150
+    """Optimiser steps."""
+    interval: int = 1
+    """K: optimiser steps between refreshes of the noise, at most."""
+    nu: int = 1
+    """Noise samples per data sample."""
+    per_component: int = 1
+    """Data clips per component of the reference in a batch."""
+    groups: int = 4
+    """Groups of persistent chains; a group has per_component chains of each component."""
+    pool: int = 1
+    """Groups advanced at a refresh; their ends are the noise until the next."""
+    langevin_steps: int = 40
+    """Langevin steps of a chain per refresh."""
+    step_size: float = 0.1
+    """eps of the sampler."""
+    cap: float = 1.0
+    """Largest eigenvalue of the reference that preconditions the sampler's drift."""
+    fresh: float = 0.0
+    """Probability that a chain starts again from the reference at a refresh."""
+    rate: float = 1e-4
+    """Learning rate of Adam (beta1 = 0, beta2 = 0.99); falls linearly to zero from half-way."""
+    clip: float = 2.0
+    """Largest norm of the gradient."""
+    ema: float = 0.99
+    """Decay of the averaged weights that the model is exported with."""
+    penalty: float = 1e-4
+    """Weight of the mean squared network energy."""
+    gap_limit: float = 50.0
+    """Largest |mean F(noise) - mean F(data)|, averaged over 10 steps, in nats, before the run is
+    taken back.
+    """
+    min_ess: float = 0.5
+    """Refresh when ESS / N of the pool falls below."""
+    max_accuracy: float = 0.7
+    """Refresh when the balanced accuracy of h > 0 rises above, over at least 200 clips."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    sample_every: int = 250
+    """Steps between clips and pictures from fixed chains; 0 for none."""
+
+    def __post_init__(self) -> None:
+        positive = "steps interval nu per_component groups pool langevin_steps checkpoint_every"
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, found {getattr(self, name)}")
+        for name in ["step_size", "cap", "rate", "clip", "gap_limit"]:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} must be positive, found {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema must lie in [0, 1), found {self.ema}")
+        if self.interval > 1 and self.pool * self.per_component < 4:
+            raise ValueError(
+                f"train.interval={self.interval} estimates dlogZ of each component from the "
+                f"pool, which needs at least 4 "
+                f"chains of each: raise train.pool or train.per_component (now {self.pool} and "
+                f"{self.per_component})"
+            )

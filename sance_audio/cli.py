@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import json
-import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from sance_audio.recipe import find_recipe, one_line_errors, recipe_names
+from sance_audio.recipe import load_recipe, one_line_errors, recipe_names
 from sance_audio.workflow import parse
 
 DESCRIPTION = "Energy-based models of sound: train, generate, score, listen."
@@ -151,16 +150,9 @@ def train(arguments: Sequence[str]) -> None:
             f"sance-audio train RECIPE --help"
         )
         return
-    path = find_recipe(arguments[0])
-    recipe = runpy.run_path(str(path), run_name="sance_audio_recipe")
-    recipe["main"](
-        parse(
-            recipe["PRESETS"],
-            recipe["__doc__"],
-            arguments[1:],
-            f"sance-audio train {arguments[0]}",
-        )
-    )
+    recipe = load_recipe(arguments[0])
+    program = f"sance-audio train {arguments[0]}"
+    recipe.main(parse(recipe.PRESETS, recipe.__doc__ or "", arguments[1:], program))
 
 
 COMMANDS: dict[str, tuple[Any, Any]] = {

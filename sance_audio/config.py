@@ -32,7 +32,11 @@ class TrainConfig:
     fresh: float = 0.0
     """Probability that a chain starts again from the reference at a refresh."""
     rate: float = 1e-4
-    """Learning rate of Adam (beta1 = 0, beta2 = 0.99); falls linearly to zero from half-way."""
+    """Learning rate of Adam; falls linearly to zero from half-way."""
+    beta1: float = 0.0
+    """Decay of Adam's first moment."""
+    beta2: float = 0.99
+    """Decay of Adam's second moment."""
     clip: float = 2.0
     """Largest norm of the gradient."""
     ema: float = 0.99

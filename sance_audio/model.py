@@ -1,11 +1,13 @@
-r"""`AudioEBM`: features, energy and inverter as one object; waveforms to energies, noise to waveforms.
+r"""`AudioEBM`: features, energy and inverter as one object; waveforms to energies, noise to
+waveforms.
 
     E(x | c) = -log N(x; mu_c, C_c) + F(x | c)
     p(x | c) = exp(-E(x | c)) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)
 
 x is a standardised log-mel of the model's window `(M, T)`, dequantised with Gaussian noise of
-standard deviation sigma; c a component of the reference, y a class. Energies that are given to users
-are `-log p(x | y)`, or `-log p(x)` without a label, with log Z_c as estimated after training.
+standard deviation sigma; c a component of the reference, y a class. Energies that are given to
+users are `-log p(x | y)`, or `-log p(x)` without a label, with log Z_c as estimated after
+training.
 """
 
 from __future__ import annotations

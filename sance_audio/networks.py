@@ -4,9 +4,9 @@ convolutional.
     F(x | c) = sum over positions of w . silu(h(x | c))
 
 The sum runs over the positions of the last feature map, so the energy has a map of where it sits,
-and a longer x has more of it. Variance-preserving initialisation: Kaiming-normal weights with unit
-gain, activations `1.7 silu(.)`, residual sums over sqrt 2; the last layer starts at zero, so that
-`F = 0` at first and the model is its reference.
+and a longer x has more of it. Variance-preserving initialisation: weights of unit gain, 1.7 after
+a SiLU; a residual sum doubles the variance, the pooling after it halves it. The last layer starts
+at zero, so that `F = 0` at first and the model is its reference.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ SIZES: dict[str, dict[str, Any]] = {
 """
 
 
+SILU_GAIN = 1.7
+"""Restores the variance of a standard normal after a SiLU."""
+
+
 class Block(nn.Module):
-    """`(conv(1.7 silu(conv(silu(x)) + e_c)) + skip(x)) / sqrt 2`, with a bias e_c per "
-    "component."""
+    """`conv(silu(conv(silu(x)) + e_c)) + skip(x)`, with a bias e_c per component."""
 
     def __init__(self, width_in: int, width: int, n_components: int):
         super().__init__()
-        self.first = _conv(width_in, width, 3, padding=1)
-        self.second = _conv(width, width, 3, padding=1)
+        self.first = _conv(width_in, width, 3, gain=SILU_GAIN, padding=1)
+        self.second = _conv(width, width, 3, gain=SILU_GAIN, padding=1)
         self.skip = _conv(width_in, width, 1) if width_in != width else nn.Identity()
         self.condition = nn.Embedding(n_components, width)
         nn.init.zeros_(self.condition.weight)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = self.first(1.7 * F.silu(x)) + self.condition(c)[:, :, None, None]
-        h = self.second(1.7 * F.silu(h))
-        return (h + self.skip(x)) / math.sqrt(2)
+        h = self.first(F.silu(x)) + self.condition(c)[:, :, None, None]
+        return self.second(F.silu(h)) + self.skip(x)
 
 
 class ResidualEnergy(nn.Module):
@@ -87,6 +89,10 @@ class ResidualEnergy(nn.Module):
         self.head = nn.Linear(channels[-1], 1, bias=False)  # a constant would belong to log Z
         nn.init.zeros_(self.head.weight)
         self.scale = 1 / positions
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # channels last: a fifth faster on a CPU
+                weight = module.weight.data
+                module.weight.data = weight.contiguous(memory_format=torch.channels_last)
 
     def map(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The energy of each position, `(B, M', T')`; sums to `forward`.
@@ -99,9 +105,9 @@ class ResidualEnergy(nn.Module):
             c = torch.zeros(len(x), dtype=torch.long, device=x.device)
         h = self.stem(x)
         for stage in self.stages:
-            for block in cast(nn.ModuleList, stage):
-                h = block(h, c)
-            h = 1.4 * F.avg_pool2d(h, 2, ceil_mode=True)
+            for k, block in enumerate(cast(nn.ModuleList, stage)):
+                h = block(h / math.sqrt(2) if k else h, c)
+            h = F.avg_pool2d(h, 2, ceil_mode=True)  # halves the variance that the sum doubled
         return self.scale * self.head(F.silu(h).movedim(1, -1)).squeeze(-1)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -109,8 +115,9 @@ class ResidualEnergy(nn.Module):
         return self.map(x, c).sum((1, 2))
 
 
-def _conv(width_in: int, width: int, kernel: int, **kwargs: Any) -> nn.Conv2d:
+def _conv(width_in: int, width: int, kernel: int, gain: float = 1.0, **kwargs: Any) -> nn.Conv2d:
+    """A convolution that keeps the variance of its input times `gain` squared."""
     layer = nn.Conv2d(width_in, width, kernel, **kwargs)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(width_in * kernel**2))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

@@ -4,12 +4,14 @@ find a recipe by name.
 
 from __future__ import annotations
 
-__all__ = ["launch", "conclude", "findings", "find_recipe", "recipe_names", "one_line_errors"]
+__all__ = ["launch", "conclude", "findings", "load_recipe", "recipe_names", "one_line_errors"]
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from sance_audio.files import write_json
@@ -113,15 +115,22 @@ def recipe_names() -> list[str]:
     return sorted(path.parent.name for path in _home().glob("*/train.py"))
 
 
-def find_recipe(name: str) -> Path:
-    """The `train.py` of a recipe: in a checkout's `recipes/`, or inside an installed package.
+def load_recipe(name: str) -> ModuleType:
+    """The `train.py` of a recipe, as a module: in a checkout's `recipes/`, or inside a wheel.
 
     Raises:
         ValueError: there is no such recipe.
     """
     if name not in recipe_names():
         raise ValueError(f"no recipe named {name!r}; there are: {', '.join(recipe_names())}")
-    return _home() / name / "train.py"
+    path = _home() / name / "train.py"
+    spec = importlib.util.spec_from_file_location(f"sance_audio_recipes_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the help of its options is looked up
+    spec.loader.exec_module(module)
+    return module
 
 
 def _home() -> Path:

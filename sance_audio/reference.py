@@ -211,30 +211,24 @@ class ComponentGaussian:
         return -0.5 * (modelled + outside + log_det + dimensions * math.log(2 * math.pi))
 
     def spectral(self, vectors: Tensor, along: Tensor, elsewhere: Tensor) -> Tensor:
-        """Sum over k of `f_k(C)` applied to `vectors[:, :, k]`, each f_k a function of the
-        covariance's eigenvalues.
+        """Sum over k of `f_k(C)` applied to `vectors[:, k]`, f_k a function of C's eigenvalues.
 
         Arguments:
-            vectors: `(B, D, k)`.
-            along: `(B, r, k)`, the factor of each direction of the basis.
+            vectors: `(B, k, D)`.
+            along: `(B, k, r)`, the factor of each direction of the basis.
             elsewhere: `(B, k)`, the factor of every other direction.
 
         Returns:
             `(B, D)`. One pass over the basis down and one up, whatever k.
         """
-        basis = self.basis.expand(vectors.shape[0], -1, -1)
-        coefficients = ((along - elsewhere.unsqueeze(1)) * (basis.mT @ vectors)).sum(
-            2, keepdim=True
-        )
-        return (vectors * elsewhere.unsqueeze(1)).sum(2) + (basis @ coefficients).squeeze(2)
+        basis, elsewhere = self.basis.expand(len(vectors), -1, -1), elsewhere.unsqueeze(2)
+        coefficients = ((along - elsewhere) * (vectors @ basis)).sum(1, keepdim=True)
+        return torch.baddbmm(elsewhere.mT @ vectors, coefficients, basis.mT).squeeze(1)
 
     def colour(self, noise: Tensor) -> Tensor:
         """`mu + C^(1/2) noise`, `(B, D)`: an exact draw for standard normal noise `(B, D)`."""
-        root = self.spectral(
-            noise.unsqueeze(2),
-            self.eigenvalues.sqrt().unsqueeze(2),
-            self.remainder.sqrt().unsqueeze(1),
-        )
+        along, elsewhere = self.eigenvalues.sqrt(), self.remainder.sqrt()
+        root = self.spectral(noise.unsqueeze(1), along.unsqueeze(1), elsewhere.unsqueeze(1))
         return self.mean + root
 
 

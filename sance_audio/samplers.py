@@ -140,7 +140,7 @@ class ReferenceLangevin:
             cap,
             adjusted,
         )
-        self._lambda = torch.cat([reference.eigenvalues, reference.remainder.unsqueeze(1)], 1)
+        self._lambda = torch.cat([reference.eigenvalues, reference.remainder[:, None]], 1)
         self._rho = torch.exp(-step_size * self._lambda.clamp_max(cap) / self._lambda)
 
     def init(self, energy: Energy, x: Tensor) -> State:
@@ -154,10 +154,11 @@ class ReferenceLangevin:
 
     def step(self, energy: Energy, state: State, generator: Generators) -> tuple[State, Info]:
         lam, rho = self._lambda, self._rho
-        factors = torch.stack([rho, -(1 - rho) * lam, ((1 - rho**2) * lam).sqrt()], 2)
+        factors = torch.stack([rho, -(1 - rho) * lam, ((1 - rho**2) * lam).sqrt()], 1)
         u = state.x.flatten(1) - self.reference.mean
-        vectors = torch.stack([u, state.grad.flatten(1), randn(u, generator)], 2)
-        x = self.reference.mean + self.reference.spectral(vectors, factors[:, :-1], factors[:, -1])
+        vectors = torch.stack([u, state.grad.flatten(1), randn(u, generator)], 1)
+        moved = self.reference.spectral(vectors, factors[..., :-1], factors[..., -1])
+        x = self.reference.mean + moved
         proposal = self.init(energy, x.view_as(state.x))
         if not self.adjusted:
             return proposal, Info(torch.ones_like(state.value))
@@ -171,10 +172,10 @@ class ReferenceLangevin:
     def _log_ratio(self, state: State, proposal: State) -> Tensor:
         """log of `p(x') q(x | x') / (p(x) q(x' | x))`, `(B,)`.
 
-        With u = x - mu and primes at the proposal, both Gaussians written out and everything that
-        cancels left out: F - F' - sum_i [(u_i - rho_i u'_i) g'_i - (u'_i - rho_i u_i) g_i] / (1 +
-        rho_i)
-               - sum_i (1 - rho_i) lambda_i (g'_i^2 - g_i^2) / (2 (1 + rho_i))
+        With u = x - mu, primes at the proposal, and all that cancels left out:
+
+            F - F' - sum_i [(u_i - rho_i u'_i) g'_i - (u'_i - rho_i u_i) g_i] / (1 + rho_i)
+                   - sum_i (1 - rho_i) lambda_i (g'_i^2 - g_i^2) / (2 (1 + rho_i))
         """
         lam, rho = self._lambda, self._rho
         u, v = (
@@ -191,9 +192,8 @@ class ReferenceLangevin:
 
     def _form(self, a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
         """a^T f(C) b, `(B,)`, with f's values at the eigenvalues of C in `factor` `(B, r + 1)`."""
-        image = self.reference.spectral(
-            b.unsqueeze(2), factor[:, :-1].unsqueeze(2), factor[:, -1:]
-        )
+        along, elsewhere = factor[:, None, :-1], factor[:, -1:]
+        image = self.reference.spectral(b.unsqueeze(1), along, elsewhere)
         return (a * image).sum(1)
 
     def rows(self, part: slice) -> ReferenceLangevin:

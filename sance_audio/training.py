@@ -183,7 +183,9 @@ def _network_and_optimiser(
 ) -> tuple[Any, Any]:
     """The network that is trained, beside the average of its weights, and its optimiser."""
     network = copy.deepcopy(average).train().requires_grad_(True)
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.rate, betas=(0.0, 0.99))
+    optimiser = torch.optim.Adam(
+        network.parameters(), lr=config.rate, betas=(config.beta1, config.beta2)
+    )
     return accelerator.prepare(network, optimiser)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.model import AudioEBM
 from sance_audio.networks import ResidualEnergy
+from sance_audio.recipe import load_recipe
 from sance_audio.reference import GaussianReference
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +27,6 @@ def _one_thread() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def load_recipe(name: str) -> dict:
-    return runpy.run_path(str(ROOT / "recipes" / name / "train.py"), run_name="recipe")
 
 
 def real_data(corpus: str) -> Path:
@@ -73,7 +70,5 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of the drums recipe's smoke preset."""
     run = tmp_path_factory.mktemp("runs") / "drums"
     recipe = load_recipe("drums")
-    from dataclasses import replace
-
-    recipe["main"](replace(recipe["PRESETS"]["smoke"], run=run))
+    recipe.main(replace(recipe.PRESETS["smoke"], run=run))
     return run

@@ -19,6 +19,7 @@ LAYERS = {
     6: "workflow scoring",
     7: "assessment recipe",
     8: "cli",
+    9: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, files and audio come first: audio.py and weights.py write through files.py.

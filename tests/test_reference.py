@@ -40,13 +40,13 @@ def test_samples_have_the_covariance(generator):
 
 def test_spectral_applies_functions_of_the_covariance():
     reference = random_reference(components=2)
-    given, v = reference.given(torch.tensor([0, 1])), torch.randn(2, 256, 2)
-    along = torch.stack([given.eigenvalues, 1 / given.eigenvalues], 2)
+    given, v = reference.given(torch.tensor([0, 1])), torch.randn(2, 2, 256)
+    along = torch.stack([given.eigenvalues, 1 / given.eigenvalues], 1)
     elsewhere = torch.stack([given.remainder, 1 / given.remainder], 1)
     out = given.spectral(v, along, elsewhere)
     for i in range(2):
         cov = dense(reference, i).covariance_matrix
-        expected = cov @ v[i, :, 0].double() + torch.linalg.solve(cov, v[i, :, 1].double())
+        expected = cov @ v[i, 0].double() + torch.linalg.solve(cov, v[i, 1].double())
         torch.testing.assert_close(out[i].double(), expected, rtol=1e-3, atol=1e-3)
 
 

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+from conftest import random_reference
+
+from sance_audio.diagnostics import Ledger, annealed_log_z
+from sance_audio.energy import ReferencedEnergy
+
+
+class Tilt(torch.nn.Module):
+    """F(x | c) = a_c . x: the model is the reference shifted by -C a, with log Z = a C a / 2 - "
+    "a mu."""
+
+    def __init__(self, a: torch.Tensor):
+        super().__init__()
+        self.register_buffer("a", a)
+
+    def forward(self, x, c):
+        return (x.flatten(1) * self.a[c]).sum(1)
+
+
+def test_annealing_finds_a_known_log_z():
+    reference = random_reference(dimensions=256)
+    a = 0.15 * torch.randn(3, 256, generator=torch.Generator().manual_seed(5))
+    energy = ReferencedEnergy(reference, Tilt(a))
+    truth = []
+    for k in range(3):
+        u, lam, s = reference.basis[k], reference.eigenvalues[k], reference.remainder[k]
+        cov = u @ torch.diag(lam - s) @ u.T + s * torch.eye(256)
+        truth.append(float(0.5 * a[k] @ cov @ a[k] - a[k] @ reference.mean[k]))
+    log_z = annealed_log_z(
+        energy,
+        (16, 16),
+        chains=64,
+        steps=60,
+        settle=20,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for k in range(3):
+        error = max(float(log_z.standard_error[k]), 0.02)
+        assert float(log_z.forward[k]) == pytest.approx(truth[k], abs=4 * error)
+        assert float(log_z.reverse[k]) == pytest.approx(truth[k], abs=6 * error)
+    assert log_z.accepted > 0.5
+
+
+def test_without_a_network_log_z_is_exactly_zero():
+    energy = ReferencedEnergy(random_reference(), Tilt(torch.zeros(3, 256)))
+    log_z = annealed_log_z(
+        energy, (16, 16), chains=4, steps=4, settle=2, generator=torch.Generator().manual_seed(0)
+    )
+    assert log_z.forward.abs().max() == 0
+    assert log_z.reverse.abs().max() == 0
+    assert log_z.accepted == 1
+    assert log_z.ess.min() == pytest.approx(1)
+
+
+def test_the_ledger_adds_up_and_keeps_its_errors():
+    ledger = Ledger()
+    h = torch.tensor([[0.1, -0.2], [0.3, 0.0]])
+    ledger.enter(h)
+    ledger.enter(h + 1)
+    once = float(h.exp().mean().log())
+    assert ledger.log_z == pytest.approx(2 * once + 1, rel=1e-5)
+    assert ledger.refreshes == 2
+    excess = (1 / ledger.ess - 1) / 4
+    assert ledger.standard_error == pytest.approx(math.sqrt(2 * excess))
+    assert ledger.bias == pytest.approx(-excess)
+    assert Ledger(**vars(ledger)) == ledger

@@ -1,0 +1,116 @@
+import copy
+
+import pytest
+import torch
+from conftest import small_model
+
+from sance_audio.divergences import logistic
+from sance_audio.noise import SelfNoise
+
+
+def make(**settings) -> tuple[SelfNoise, torch.nn.Module, torch.Generator]:
+    model = small_model()
+    g = torch.Generator().manual_seed(0)
+    noise = SelfNoise(model.density, model.shape, steps=3, generator=g, **settings)
+    return noise, model.density.network, g
+
+
+def test_pool_is_balanced_over_components_and_static_until_the_next_refresh():
+    noise, network, g = make(per_component=2, groups=4, pool=2)
+    noise.refresh(network, g)
+    assert noise.pool_x.shape == (2, 6, 1, 16, 16)
+    first = noise.draw(2, g)
+    assert first.c.bincount().tolist() == [4, 4, 4]
+    many = noise.draw(7, g)
+    assert many.c.bincount().tolist() == [14, 14, 14]
+    pool = noise.pool_x.flatten(0, 1)
+    assert all(any(torch.equal(x, p) for p in pool) for x in many.x)
+    with torch.no_grad():
+        torch.testing.assert_close(network(many.x, many.c), many.frozen, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_take_turns_and_chains_persist():
+    noise, network, g = make(groups=3, pool=1)
+    start = noise.chains.clone()
+    noise.refresh(network, g)
+    assert not torch.equal(noise.chains[0], start[0])
+    assert torch.equal(noise.chains[1:], start[1:])
+    noise.refresh(network, g)
+    assert torch.equal(noise.chains[2], start[2])
+    assert torch.equal(noise.chains[1], noise.pool_x[0])
+
+
+def test_fresh_chains_start_again_from_the_reference():
+    noise, network, g = make(groups=1, fresh=1.0)
+    noise.chains += 1000.0
+    noise.refresh(network, g)
+    assert noise.chains.abs().max() < 100
+
+
+def test_the_snapshot_is_frozen():
+    noise, network, g = make()
+    noise.refresh(network, g)
+    x, c = noise.pool_x[0], noise.c
+    assert noise.log_ratio(network, x, c).abs().max() < 1e-6, "h = 0 at a refresh"
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.1
+    h = noise.log_ratio(network, x, c)
+    assert h.abs().max() > 0
+    h.sum().backward()
+    assert all(p.grad is None for p in noise.frozen.network.parameters())
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_dlogz_is_the_log_mean_per_component():
+    noise, network, g = make(per_component=2, groups=4, pool=4)
+    noise.refresh(network, g)
+    h = torch.randn(4, 6, generator=g)
+    values = noise.dlogz(h)
+    for component in range(3):
+        own = h[:, noise.c == component].flatten()
+        assert float(values[component]) == pytest.approx(float(own.exp().mean().log()), abs=1e-5)
+
+
+def test_an_offset_of_the_energy_is_taken_off():
+    """exp(-E) and exp(-E + a_c) are one model: dlogZ absorbs a_c, class by class."""
+    noise, network, g = make(per_component=4, groups=2, pool=2)
+    noise.refresh(network, g)
+    h = noise.pool_log_ratio(network) + torch.tensor([3.0, -1.0, 0.5])[noise.c]
+    assert (h - noise.dlogz(h)[noise.c]).abs().max() < 1e-4
+
+
+def test_right_after_a_refresh_the_gradient_is_maximum_likelihood_s():
+    """grad of the logistic loss at h = 0: one half of E_data[grad F] - E_noise[grad F]."""
+    noise, network, g = make(per_component=2)
+    noise.refresh(network, g)
+    data, c = torch.randn(6, 1, 16, 16, generator=g), noise.c
+    draw, pair = noise.draw(1, g), logistic()
+    loss = pair.data(noise.log_ratio(network, data, c)).mean()
+    loss = loss + pair.noise(noise.log_ratio(network, draw.x, draw.c)).mean()
+    likelihood = network(data, c).mean() - network(draw.x, draw.c).mean()
+    ours = torch.autograd.grad(loss, network.parameters())
+    theirs = torch.autograd.grad(likelihood, network.parameters())
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, 0.5 * b, rtol=1e-3, atol=1e-6)
+
+
+def test_state_is_all_that_decides_the_noise():
+    noise, network, g = make(groups=3)
+    noise.refresh(network, g)
+    state, random = copy.deepcopy(noise.state_dict()), g.get_state()
+    noise.refresh(network, g)
+    expected = noise.draw(1, g)
+    other, _, _ = make(groups=3)
+    other.load_state_dict(state)
+    again = torch.Generator()
+    again.set_state(random)
+    other.refresh(network, again)
+    assert torch.equal(other.draw(1, again).x, expected.x)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="pool=5"):
+        make(groups=4, pool=5)
+    with pytest.raises(ValueError, match="fresh is a probability"):
+        make(fresh=1.5)

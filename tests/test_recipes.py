@@ -1,0 +1,126 @@
+"""Every recipe, found by itself, on its smoke preset, over a few clips laid out as its corpus "
+"is."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, real_data
+
+from sance_audio.datasets import drums, fsdd
+from sance_audio.recipe import load_recipe
+
+RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.py"))
+
+
+def fsdd_tree(root: Path) -> Path:
+    """Two speakers, fifteen takes of ten digits: tones, a digit to a pitch."""
+    (root / "recordings").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for digit in range(10):
+        for speaker in ("ann", "bob"):
+            for index in range(15):
+                t = np.arange(int(rng.uniform(0.2, 1.2) * 8000)) / 8000
+                wave = np.sin(2 * np.pi * (200 + 150 * digit) * t) + 0.1 * rng.standard_normal(
+                    len(t)
+                )
+                name = f"{digit}_{speaker}_{index}.wav"
+                soundfile.write(root / "recordings" / name, 0.3 * wave, 8000)
+    return root
+
+
+TREES = {"fsdd": fsdd_tree}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_smoke(name, tmp_path, capsys):
+    recipe = load_recipe(name)
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run")
+    if name in TREES:
+        options = replace(options, data=TREES[name](tmp_path / "data"))
+    recipe.main(options)
+    printed = capsys.readouterr().out
+    assert str((tmp_path / "run" / "index.html").resolve()) in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = ["real test clips", "real through inversion", "reference only", "ours"]
+    assert list(results["table"]) == rows
+    for row in rows:
+        assert row in printed
+        assert np.isfinite(results["table"][row]["fid"])
+    assert len(list((tmp_path / "run" / "clips").glob("*.wav"))) == options.clips
+    recipe.main(options)  # the same command again: everything stands, nothing is trained twice
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert again["table"] == results["table"]
+    with pytest.raises(ValueError, match="other settings"):
+        recipe.main(replace(options, train=replace(options.train, rate=0.5)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_presets_and_documentation(name):
+    recipe = load_recipe(name)
+    assert set(recipe.PRESETS) == {"smoke", "cpu", "gpu"}
+    assert recipe.__doc__
+    assert (ROOT / "recipes" / name / "README.md").is_file()
+    for key, options in recipe.PRESETS.items():
+        assert options.preset == key
+
+
+def test_drums_are_the_same_for_the_same_seed_and_differ_in_timbre_only():
+    first, again = drums.prepare(12, 6, 6, 8), drums.prepare(24, 6, 6, 8)
+    for a, b in zip(first.split("train"), again.split("train"), strict=False):
+        assert a.name == b.name
+        assert np.array_equal(a.load()[0], b.load()[0])
+    other = drums.prepare(12, 6, 6, 8, seed=1)
+    assert not np.array_equal(first.clips[0].load()[0], other.clips[0].load()[0])
+    assert {c.label for c in first.split("odd")} == set(drums.ODD)
+    assert not set(drums.ODD) & set(drums.LABELS)
+
+
+def test_unseen_kinds_have_the_level_and_length_of_the_drums():
+    """No threshold on peak or duration tells them apart (Kolmogorov-Smirnov at 1e-4)."""
+    from scipy.stats import ks_2samp
+
+    corpus = drums.prepare(180, 6, 6, 180)
+
+    def peak_and_length(split):
+        waves = [clip.load()[0] for clip in corpus.split(split)]
+        ends = [int(np.flatnonzero(np.abs(w.numpy()) > 0)[-1]) for w in waves]
+        return [float(w.abs().max()) for w in waves], ends
+
+    for ours, odd in zip(peak_and_length("train"), peak_and_length("odd"), strict=True):
+        assert ks_2samp(ours, odd).pvalue > 1e-4
+
+
+def test_fsdd_layout_and_splits(tmp_path):
+    root = fsdd_tree(tmp_path)
+    (root / "recordings" / "readme.txt").touch()
+    corpus = fsdd.prepare(root)
+    assert {s: len(corpus.split(s)) for s in ("train", "valid", "test")} == {
+        "train": 100,
+        "valid": 100,
+        "test": 100,
+    }
+    assert len(corpus.problems) == 1
+    assert "readme.txt" in corpus.problems[0]
+    (root / "recordings" / "3_ann_12.wav").write_text("broken")
+    waves, _ = corpus.waveforms("train", 8000)
+    assert len(waves) == 99
+    assert "3_ann_12.wav" in corpus.problems[1]
+
+
+def test_fsdd_real_corpus():
+    corpus = fsdd.prepare(real_data("fsdd"))
+    assert len(corpus.clips) == 3000
+    assert {s: len(corpus.split(s)) for s in ("train", "valid", "test")} == {
+        "train": 2400,
+        "valid": 300,
+        "test": 300,
+    }
+    waves, _ = corpus.waveforms("test", 8000)
+    assert not corpus.problems
+    seconds = np.array([len(w) / 8000 for w in waves])
+    assert seconds.min() > 0.1
+    assert seconds.max() < 2.5

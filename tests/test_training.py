@@ -1,0 +1,173 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import small_model
+
+from sance_audio import TrainConfig, train, training
+from sance_audio.checkpoint import Progress
+from sance_audio.files import read_jsonl
+
+CONFIG = TrainConfig(
+    steps=12, langevin_steps=2, groups=2, checkpoint_every=4, sample_every=0, rate=1e-3
+)
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(30, 1, 16, 16, generator=g), torch.arange(30) % 3
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in model.density.network.parameters()])
+
+
+def run(tmp_path, config=CONFIG, name="run", **settings):
+    model = small_model(trained=False)
+    rows = train(model, *data(), config, tmp_path / name, progress=False, **settings)
+    return model, rows
+
+
+def test_a_run_writes_each_step_once_and_moves_the_weights(tmp_path):
+    model, rows = run(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == rows
+    assert all({"loss", "gap", "norm", "log_z", "refresh"} <= row.keys() for row in rows)
+    assert not torch.equal(weights(model), weights(small_model(trained=False)))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    a, _ = run(tmp_path, name="a")
+    b, _ = run(tmp_path, name="b")
+    c, _ = run(tmp_path, name="c", seed=1)
+    assert torch.equal(weights(a), weights(b))
+    assert not torch.equal(weights(a), weights(c))
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize("stop", [2, 6, 9])
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(tmp_path, interval, stop):
+    config = replace(CONFIG, interval=interval, pool=2, per_component=2)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, row, model):
+        if step == stop:
+            raise Killed
+
+    whole, rows = run(tmp_path, config, "whole")
+    with pytest.raises(Killed):
+        run(tmp_path, config, "broken", callbacks=(kill,))
+    resumed, again = run(tmp_path, config, "broken")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert again == rows
+    assert read_jsonl(tmp_path / "broken" / "metrics.jsonl") == rows
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    model, rows = run(tmp_path)
+    again, same = run(tmp_path)
+    assert same == rows
+    assert torch.equal(weights(again), weights(model))
+
+
+def test_other_settings_on_resume_are_an_error_that_names_them(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"rate: 0\.001 -> 0\.01"):
+        run(tmp_path, replace(CONFIG, rate=0.01))
+    with pytest.raises(ValueError, match="seed: 0 -> 5"):
+        run(tmp_path, seed=5)
+
+
+def test_a_damaged_state_is_one_clear_error(tmp_path):
+    run(tmp_path)
+    (tmp_path / "run" / "state" / "latest.pt").write_bytes(b"not a state")
+    with pytest.raises(ValueError, match="not a readable training state"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["nan batch", "loss spike"])
+def test_the_guard_goes_back_halves_the_rate_and_says_so(tmp_path, monkeypatch, fault):
+    whole, count = training._choose, [0]
+
+    def choose(members, c, generator):
+        count[0] += 1
+        if count[0] == 7:
+            return torch.zeros(len(c), dtype=torch.long)  # row 0, which is poisoned
+        return whole([m[m != 0] for m in members], c, generator)
+
+    monkeypatch.setattr(training, "_choose", choose)
+    x, components = data()
+    x[0] = torch.nan if fault == "nan batch" else 1e6
+    model = small_model(trained=fault == "loss spike")
+    rows = train(model, x, components, CONFIG, tmp_path / "run", progress=False)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    told = [row for row in rows if "rollback" in row]
+    assert len(told) == 1
+    assert "rate x 0.5" in told[0]["rollback"]
+    assert torch.isfinite(weights(model)).all()
+    assert rows[0]["rate"] == pytest.approx(0.5 * CONFIG.rate)
+    json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_hopeless_data_ends_with_one_error(tmp_path):
+    x, components = data()
+    with pytest.raises(training.Diverged, match="diverged 9 times"):
+        train(small_model(), x * torch.nan, components, CONFIG, tmp_path / "run", progress=False)
+
+
+def test_the_three_refresh_rules():
+    config = replace(CONFIG, interval=10, pool=2, per_component=2)
+    cause = training._refresh_cause
+    assert cause(Progress(since=10), 1.0, 64, config) == "interval"
+    assert cause(Progress(since=3), 0.9, 64, config) == ""
+    assert cause(Progress(since=3), 0.4, 64, config).startswith("ESS/N")
+    assert cause(Progress(since=4, right=[0.9] * 4), 0.9, 64, config).startswith("accuracy")
+    assert cause(Progress(since=3, right=[0.9] * 3), 0.9, 64, config) == "", (
+        "192 clips are too few"
+    )
+    assert cause(Progress(since=4, right=[0.6] * 4), 0.9, 64, config) == ""
+
+
+def test_a_long_interval_is_cut_short_when_the_model_runs_ahead(tmp_path):
+    config = replace(CONFIG, interval=50, pool=2, per_component=2, rate=0.05)
+    _, rows = run(tmp_path, config)
+    early = [row["refresh"] for row in rows if row.get("refresh") not in (None, "start")]
+    assert early
+    assert all(why.startswith(("ESS/N", "accuracy")) for why in early)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, r"train\.steps"),
+        ({"rate": -1.0}, r"train\.rate"),
+        ({"ema": 1.0}, r"train\.ema"),
+        ({"interval": 4, "pool": 1}, "dlogZ"),
+    ],
+)
+def test_impossible_settings(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+
+
+def test_a_component_without_clips(tmp_path):
+    x, components = data()
+    with pytest.raises(ValueError, match=r"no training clips for components \[2\]"):
+        train(small_model(), x, components.clamp_max(1), CONFIG, tmp_path, progress=False)
+
+
+@pytest.mark.slow
+def test_learning_recovers_a_shifted_mean(tmp_path):
+    """Data that the reference misses by half a standard deviation: generated clips move to "
+    "them."""
+    model = small_model(trained=False)
+    g = torch.Generator().manual_seed(0)
+    c = torch.arange(300) % 3
+    x = model.reference.sample(c, g).view(-1, 1, 16, 16) + 0.5
+    train(model, x, c, replace(CONFIG, steps=300, langevin_steps=10), tmp_path, progress=False)
+    drawn, _ = model.draw([0, 1, 2] * 20, range(60), steps=100)
+    plain, _ = model.draw([0, 1, 2] * 20, range(60), reference_only=True)
+    assert float(drawn.mean() - plain.mean()) > 0.25

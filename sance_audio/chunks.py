@@ -12,7 +12,9 @@ from __future__ import annotations
 
 __all__ = ["slices", "padded", "run_chunks", "chunked"]
 
+import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+NAME = "sance_audio_chunk"
 
 
 def slices(n: int, size: int) -> list[slice]:
@@ -43,21 +46,29 @@ def padded(x: Tensor, size: int) -> Tensor:
 def run_chunks(
     function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True
 ) -> list[T]:
-    """`function` of each slice, in order; side by side in threads when `parallel`, with one torch
-    thread each.
+    """`function` of each slice, in order; each in a thread of its own when `parallel`, and with one
+    torch thread. Whether gradients are recorded is the caller's choice there too.
     """
+    grad = torch.is_grad_enabled()
 
-    def alone(part: slice) -> T:
-        torch.set_num_threads(1)
-        return function(part)
+    def there(part: slice) -> T:
+        with torch.set_grad_enabled(grad):
+            return function(part)
 
-    workers = min(
-        len(parts), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    )
-    if not parallel:
+    if not parallel or threading.current_thread().name.startswith(NAME):
         return [function(part) for part in parts]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        return list(pool.map(alone, parts))
+    return list(_pool().map(there, parts))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """One pool for the life of the process: threads that come and go leave their memory behind."""
+    return ThreadPoolExecutor(cores(), NAME, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chunked(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:

@@ -38,11 +38,9 @@ def sheet(x: Tensor, columns: int = 6) -> bytes:
     rows = []
     for row in x.squeeze(1).split(columns):
         blank = row.new_full((columns - len(row), *row.shape[1:]), -9.0)
-        tiles = [
-            torch.nn.functional.pad(t, (1, 1, 1, 1), value=9.0) for t in torch.cat([row, blank])
-        ]
-        rows.append(torch.cat(tiles, 1))
-    return spectrogram(torch.cat(rows), scale=2)
+        tiles = torch.nn.functional.pad(torch.cat([row, blank]), (1, 1, 1, 1), value=9.0)
+        rows.append(torch.cat(list(tiles), 1))
+    return spectrogram(torch.cat(rows[::-1]), scale=2)  # the first row at the top
 
 
 def curves(rows: list[dict[str, Any]], names: dict[str, str], smooth: int = 25) -> bytes:

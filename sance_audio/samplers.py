@@ -253,7 +253,7 @@ def sample(
                 kept.append(state.x)
         return torch.stack(kept) if thin is not None else state.x
 
-    if len(parts) == 1:
+    if chunk is None or callback is not None:
         return run((0, parts[0]))
     order = {part.start: index for index, part in enumerate(parts)}
     pieces = run_chunks(

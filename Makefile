@@ -40,5 +40,5 @@ format: $(READY) ## rewrite in the house's format
 bench: $(READY)  ## speed, side by side with the peers
 	$(BIN)/python -m benchmarks
 
-clean:           ## remove what the targets above wrote, .venv excepted
-	rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache
+clean:           ## remove caches and builds; runs stay
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

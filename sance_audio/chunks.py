@@ -46,8 +46,8 @@ def padded(x: Tensor, size: int) -> Tensor:
 def run_chunks(
     function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True
 ) -> list[T]:
-    """`function` of each slice, in order; each in a thread of its own when `parallel`, and with one
-    torch thread. Whether gradients are recorded is the caller's choice there too.
+    """`function` of each slice, in order; each in a thread of its own when `parallel`, and with
+    one torch thread. Whether gradients are recorded is the caller's choice there too.
     """
     grad = torch.is_grad_enabled()
 
@@ -68,7 +68,9 @@ def _pool() -> ThreadPoolExecutor:
 
 def cores() -> int:
     """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def chunked(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:

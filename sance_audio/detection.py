@@ -127,7 +127,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"score must be 'typicality' or 'energy', found {self.score!r}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {self.alpha}")
-        s = self._describe(X)[1]
+        s = self._describe(*self.windows(X))[1]
         n = len(s)
         n_calibration = round(self.calibration * n)
         needed = int(np.ceil(1 / self.alpha)) - 1
@@ -170,23 +170,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return self.assess(X)["p_value"]
 
     def assess(self, X: Clips) -> dict[str, Array]:
-        """Everything from one pass over the clips: `energy` (nats), `anomaly_score` and `p_value`,
-        each `(B,)`.
-        """
-        if not hasattr(self, "calibration_"):
-            raise ValueError(
-                "this EnergyDetector has not been fitted; call fit with normal clips first"
-            )
-        energy, s = self._describe(X)
-        score = self._score(s)
-        at_least = len(self.calibration_) - np.searchsorted(self.calibration_, score, side="left")
-        p = (1 + at_least) / (len(self.calibration_) + 1)
-        return {"energy": energy, "anomaly_score": score, "p_value": p}
+        """Everything from one pass: `energy` (nats), `anomaly_score` and `p_value`, each `(B,)`."""
+        return self.assess_windows(*self.windows(X))
 
-    def _describe(self, X: Clips) -> tuple[Array, Array]:
-        """Energies `(B,)` and statistics `(B, 2 S)`: mean over each clip's windows, and largest
-        less mean.
-        """
+    def windows(self, X: Clips) -> tuple[Tensor, list[int]]:
+        """Log-mels of all windows of all clips `(W, 1, M, T)`, and the number of windows of each."""
         if self.model is None:
             raise ValueError(
                 "EnergyDetector needs a trained model: "
@@ -196,8 +184,24 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if not windows:
             raise ValueError("no clips were given")
         x = self.model.log_mels(torch.cat(windows).to(self.model.device))
+        return x, [len(w) for w in windows]
+
+    def assess_windows(self, x: Tensor, counts: list[int]) -> dict[str, Array]:
+        """As `assess`, from what `windows` gives."""
+        if not hasattr(self, "calibration_"):
+            raise ValueError("this EnergyDetector has not been fitted; call fit with normal clips")
+        energy, s = self._describe(x, counts)
+        score = self._score(s)
+        at_least = len(self.calibration_) - np.searchsorted(self.calibration_, score, side="left")
+        p = (1 + at_least) / (len(self.calibration_) + 1)
+        return {"energy": energy, "anomaly_score": score, "p_value": p}
+
+    def _describe(self, x: Tensor, counts: list[int]) -> tuple[Array, Array]:
+        """Energies `(B,)` and statistics `(B, 2 S)`: mean over a clip's windows, largest less
+        mean.
+        """
+        assert self.model is not None
         energy, s = statistics(self.model, x, self.learnt)
-        counts = [len(w) for w in windows]
         per_clip = [
             torch.cat([part.mean(0), part.amax(0) - part.mean(0)]) for part in s.split(counts)
         ]

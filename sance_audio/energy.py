@@ -100,6 +100,17 @@ class ReferencedEnergy(nn.Module):
         """The same with F = 0: `-log sum_c w_c p_0(x | c)`, `(B,)`."""
         return -(self.reference.log_prob_all(x) + log_weight).logsumexp(1)
 
+    def posterior(self, x: Tensor) -> Tensor:
+        """log p(y | x) of every class y, `(B, classes)`, over all components."""
+        joint = self.reference.log_prob_all(x) + self.reference.weight.log() - self.log_z
+        index = torch.arange(self.reference.n_components, device=x.device)
+        joint = joint - torch.stack([self.network(x, c.expand(len(x))) for c in index], 1)
+        classes = range(self.reference.n_classes)
+        joint = torch.stack(
+            [joint[:, self.reference.classes == y].logsumexp(1) for y in classes], 1
+        )
+        return joint.log_softmax(1)
+
     def given(self, c: Tensor) -> GivenEnergy:
         """The energy of x alone, one component per row."""
         return GivenEnergy(self, c)

@@ -127,10 +127,10 @@ class AudioEBM(nn.Module):
         marginal = self.density.reference_marginal if reference_only else self.density.marginal
         return chunked(lambda rows: marginal(rows + self.jitter, log_weight), x, size=CHUNK)
 
+    @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """log p(y | x) `(B, classes)` of log-mels `(B, 1, M, T)`."""
-        joint = [-self.energy_of(x, y) for y in range(self.reference.n_classes)]
-        return (torch.stack(joint, 1) + self.reference.class_log_weight()).log_softmax(1)
+        return chunked(lambda rows: self.density.posterior(rows + self.jitter), x, size=CHUNK)
 
     def energy(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
         """Energy of each clip, in nats: low is likely.

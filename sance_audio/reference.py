@@ -134,14 +134,9 @@ class GaussianReference(nn.Module):
 
     def log_prob_all(self, x: Tensor) -> Tensor:
         """log p_0(x | c) of every row under every component, `(B, C)`."""
-        flat = x.reshape(x.shape[0], -1)
-        return torch.stack(
-            [
-                self.given(torch.tensor([c], device=x.device)).log_prob(flat)
-                for c in range(self.n_components)
-            ],
-            1,
-        )
+        u = x.reshape(1, len(x), -1) - self.mean.unsqueeze(1)  # (C, B, D)
+        modelled, outside = _parts(u, self.basis, self.eigenvalues, self.remainder)
+        return _log_density(modelled, outside, self.basis, self.eigenvalues, self.remainder).T
 
     def sample(self, c: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws `(B, D)`, one per entry of c `(B,)`."""
@@ -195,20 +190,19 @@ class ComponentGaussian:
         )
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves of `(x - mu)^T C^-1 (x - mu)`: modelled directions and remainder, each
-        `(B,)`.
+        """The two halves of `(x - mu)^T C^-1 (x - mu)`: modelled directions, remainder; `(B,)`
+        each.
         """
-        u = x.reshape(x.shape[0], -1) - self.mean
-        a = torch.einsum("bd,bdr->br", u, self.basis.expand(len(u), -1, -1))
-        outside = (u.square().sum(1) - a.square().sum(1)).clamp_min(0)
-        return (a.square() / self.eigenvalues).sum(1), outside / self.remainder
+        u = (x.reshape(x.shape[0], -1) - self.mean).unsqueeze(1)
+        basis = self.basis.expand(len(u), -1, -1)
+        modelled, outside = _parts(u, basis, self.eigenvalues, self.remainder)
+        return modelled.squeeze(1), outside.squeeze(1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mu, C), `(B,)`, in nats."""
-        modelled, outside = self.parts(x)
-        dimensions, rank = self.basis.shape[1:]
-        log_det = self.eigenvalues.log().sum(1) + (dimensions - rank) * self.remainder.log()
-        return -0.5 * (modelled + outside + log_det + dimensions * math.log(2 * math.pi))
+        modelled, outside = (part.unsqueeze(1) for part in self.parts(x))
+        density = _log_density(modelled, outside, self.basis, self.eigenvalues, self.remainder)
+        return density.squeeze(1)
 
     def spectral(self, vectors: Tensor, along: Tensor, elsewhere: Tensor) -> Tensor:
         """Sum over k of `f_k(C)` applied to `vectors[:, k]`, f_k a function of C's eigenvalues.
@@ -230,6 +224,25 @@ class ComponentGaussian:
         along, elsewhere = self.eigenvalues.sqrt(), self.remainder.sqrt()
         root = self.spectral(noise.unsqueeze(1), along.unsqueeze(1), elsewhere.unsqueeze(1))
         return self.mean + root
+
+
+def _parts(
+    u: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`u^T C^-1 u` along the basis and outside it, `(G, n)` each, of u `(G, n, D)`, G Gaussians."""
+    a = (u @ basis).square()
+    outside = (u.square().sum(2) - a.sum(2)).clamp_min(0)
+    return (a / eigenvalues.unsqueeze(1)).sum(2), outside / remainder.unsqueeze(1)
+
+
+def _log_density(
+    modelled: Tensor, outside: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor
+) -> Tensor:
+    """log N from the two parts `(G, n)`."""
+    dimensions, rank = basis.shape[1:]
+    log_det = eigenvalues.log().sum(1) + (dimensions - rank) * remainder.log()
+    constant = log_det + dimensions * math.log(2 * math.pi)
+    return -0.5 * (modelled + outside + constant.unsqueeze(1))
 
 
 def _split(x: Tensor, k: int, seed: int) -> list[Tensor]:

@@ -107,17 +107,15 @@ def _assess(
     detector: EnergyDetector, recordings: list[audio.Recording]
 ) -> Iterator[dict[str, Any]]:
     """Energy, score, p-value and class of each recording."""
-    if not recordings or detector.model is None:
-        return
     model = detector.model
-    marks = detector.assess([(r.waveform.numpy(), r.sample_rate) for r in recordings])
-    for i, recording in enumerate(recordings):
-        row = {key: float(value[i]) for key, value in marks.items()}
-        if model.labels:
-            wave = audio.resample(recording.waveform, recording.sample_rate, model.sample_rate)
-            x = model.log_mels(model.windows(wave).to(model.device))
-            row["predicted_class"] = model.labels[int(model.classify(x).sum(0).argmax())]  # type: ignore[assignment]
-        yield row
+    if not recordings or model is None:
+        return
+    x, counts = detector.windows([(r.waveform.numpy(), r.sample_rate) for r in recordings])
+    marks = detector.assess_windows(x, counts)
+    classes = [part.sum(0).argmax() for part in model.classify(x).split(counts)]
+    for i, y in enumerate(classes):
+        row: dict[str, Any] = {key: float(value[i]) for key, value in marks.items()}
+        yield row | ({"predicted_class": model.labels[int(y)]} if model.labels else {})
 
 
 def _notes(detector: EnergyDetector, recording: audio.Recording) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class TrainConfig:
     """Settings of a training run; the resolved values stand in the run's config.json."""
 
-    steps: int = 1150
+    steps: int = 4000
     """Optimiser steps."""
     interval: int = 1
     """K: optimiser steps between refreshes of the noise, at most."""
@@ -23,17 +23,17 @@ class TrainConfig:
     """Groups of persistent chains; a group has per_component chains of each component."""
     pool: int = 1
     """Groups advanced at a refresh; their ends are the noise until the next."""
-    langevin_steps: int = 40
+    langevin_steps: int = 12
     """Langevin steps of a chain per refresh."""
-    step_size: float = 0.1
+    step_size: float = 0.2
     """eps of the sampler."""
     cap: float = 1.0
     """Largest eigenvalue of the reference that preconditions the sampler's drift."""
     fresh: float = 0.0
     """Probability that a chain starts again from the reference at a refresh."""
-    rate: float = 1e-4
+    rate: float = 3e-4
     """Learning rate of Adam; falls linearly to zero from half-way."""
-    beta1: float = 0.0
+    beta1: float = 0.9
     """Decay of Adam's first moment."""
     beta2: float = 0.99
     """Decay of Adam's second moment."""
@@ -51,9 +51,9 @@ class TrainConfig:
     """Refresh when ESS / N of the pool falls below."""
     max_accuracy: float = 0.7
     """Refresh when the balanced accuracy of h > 0 rises above, over at least 200 clips."""
-    checkpoint_every: int = 100
+    checkpoint_every: int = 200
     """Steps between checkpoints."""
-    sample_every: int = 250
+    sample_every: int = 1000
     """Steps between clips and pictures from fixed chains; 0 for none."""
 
     def __post_init__(self) -> None:

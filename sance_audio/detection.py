@@ -170,11 +170,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return self.assess(X)["p_value"]
 
     def assess(self, X: Clips) -> dict[str, Array]:
-        """Everything from one pass: `energy` (nats), `anomaly_score` and `p_value`, each `(B,)`."""
+        """From one pass: `energy` (nats), `anomaly_score`, `p_value`, each `(B,)`."""
         return self.assess_windows(*self.windows(X))
 
     def windows(self, X: Clips) -> tuple[Tensor, list[int]]:
-        """Log-mels of all windows of all clips `(W, 1, M, T)`, and the number of windows of each."""
+        """Log-mels of all windows of all clips `(W, 1, M, T)`, and how many each clip has."""
         if self.model is None:
             raise ValueError(
                 "EnergyDetector needs a trained model: "

@@ -229,7 +229,7 @@ class ComponentGaussian:
 def _parts(
     u: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`u^T C^-1 u` along the basis and outside it, `(G, n)` each, of u `(G, n, D)`, G Gaussians."""
+    """`u^T C^-1 u` along the basis and outside it, `(G, n)` each, of u `(G, n, D)`."""
     a = (u @ basis).square()
     outside = (u.square().sum(2) - a.sum(2)).clamp_min(0)
     return (a / eigenvalues.unsqueeze(1)).sum(2), outside / remainder.unsqueeze(1)

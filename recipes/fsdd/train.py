@@ -37,11 +37,11 @@ PRESETS = {
         evaluate=20,
         clips=10,
     ),
-    "cpu": DigitOptions(preset="cpu", train=TrainConfig(steps=1400), evaluate=1000, clips=30),
+    "cpu": DigitOptions(preset="cpu", evaluate=1000, clips=30, classifier_epochs=10),
     "gpu": DigitOptions(
         preset="gpu",
         network="gpu",
-        train=TrainConfig(steps=6000, per_component=4, sample_every=1000),
+        train=TrainConfig(steps=8000, per_component=4),
         evaluate=1000,
         clips=30,
     ),

@@ -1,6 +1,4 @@
-"""The later steps that recipes share: a classifier's judgement of generated clips, the detector
-and its rivals.
-"""
+"""The later steps that recipes share: judging generated clips, and detection."""
 
 from __future__ import annotations
 

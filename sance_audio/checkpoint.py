@@ -1,5 +1,4 @@
-"""What decides the future of a training run: captured, restored, rolled back, written to disk and
-read again.
+"""What decides the future of a training run: captured, restored, rolled back, written and read.
 
 A checkpoint is one file, written atomically, and is read with `weights_only`: it cannot run code.
 """

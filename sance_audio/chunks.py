@@ -1,5 +1,4 @@
-"""Work in chunks of a fixed size, spread over threads: the same bits whatever the batch and the
-machine's load.
+"""Work in chunks of a fixed size, over threads: the same bits whatever the batch and the load.
 
 Gradients differ in their last bits between batch sizes and between thread counts. So a chunk
 always has the same number of rows (the last is padded by repeating a row), and every chunk runs

@@ -12,8 +12,9 @@ prediction).
 
 References:
     Density of states estimation for out-of-distribution detection (Morningstar et al., 2021)
-    Detecting out-of-distribution inputs to deep generative models using typicality (Nalisnick et
-    al., 2019) Testing for outliers with conformal p-values (Bates et al., 2023)
+    Detecting out-of-distribution inputs to deep generative models using typicality
+        (Nalisnick et al., 2019)
+    Testing for outliers with conformal p-values (Bates et al., 2023)
 """
 
 from __future__ import annotations

@@ -4,14 +4,15 @@ r"""How a run fares: the log-partition ledger, and log Z by annealed importance 
 
 estimated on the noise pool just before each refresh and summed from the reference, whose log Z is
 0. Its errors add up: per refresh a bias of about `-(N/ESS - 1) / (2N)` and a standard error of
-`sqrt((N/ESS - 1) / N)` for independent samples, and chains that lag behind the snapshot make it
-*under*state log Z, hence overstate likelihoods. It is a health figure. What a model is exported
-with comes from annealed importance sampling.
+`sqrt((N/ESS - 1) / N)` for independent samples, and chains that lag behind the snapshot add an
+error at every refresh, which the standard error does not show (docs/decisions.md has a run that
+it misled by hundreds of nats). It is a health figure of the raw weights. What a model is exported
+with comes from annealed importance sampling on its averaged weights.
 
 References:
     Annealed importance sampling (Neal, 2001)
-    Accurate and conservative estimates of MRF log-likelihood using reverse annealing (Burda,
-    Grosse & Salakhutdinov, 2015)
+    Accurate and conservative estimates of MRF log-likelihood using reverse annealing
+        (Burda, Grosse & Salakhutdinov, 2015)
 """
 
 from __future__ import annotations

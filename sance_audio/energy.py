@@ -1,8 +1,8 @@
 r"""What an energy is, and how the parts of one go together.
 
-An energy is any callable `(B, ...) -> (B,)`, in nats, low where x is likely: `p(x) = exp(-E(x)) /
-Z`. Row i of the result depends on row i of x only. The energies of this package are a reference
-density plus a network,
+An energy is any callable `(B, ...) -> (B,)`, in nats, low where x is likely:
+`p(x) = exp(-E(x)) / Z`. Row i of the result depends on row i of x only. The energies of this
+package are a reference density plus a network,
 
     E_theta(x | c) = -log p_0(x | c) + F_theta(x | c)
 

@@ -6,12 +6,12 @@ heard. With p(y | x) the classifier and phi its features,
     accuracy          share of clips recognised as the class they were meant to be
     inception score   exp mean_x KL(p(y | x) || p(y)),  p(y) the mean of p(y | x) over the clips
     FID               |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)),  m, S mean and covariance of phi;
-    against training clips
+                      against the training clips
 
 References:
     Improved techniques for training GANs (Salimans et al., 2016)
-    GANs trained by a two time-scale update rule converge to a local Nash equilibrium (Heusel et
-    al., 2017)
+    GANs trained by a two time-scale update rule converge to a local Nash equilibrium
+        (Heusel et al., 2017)
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ r"""Log-mel spectrograms: waveform to standardised log-mel, and back to mel magn
     x = (log max(mel, floor) - mean) / std
 
 Everything that decides x is an argument or a buffer of `LogMel`, so a checkpoint that holds the
-module holds the features. Frames are centred: a waveform of N samples has `T = 1 + N //
-hop_length` frames.
+module holds the features. Frames are centred: a waveform of N samples has
+`T = 1 + N // hop_length` frames.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-r"""From mel magnitude to waveform, without a vocoder: mel magnitudes and phases are found
-together.
+r"""From mel magnitude to waveform without a vocoder: magnitudes and phases are found together.
 
 Given `m = W |X|^p` (power p, filterbank W), alternate between signals and spectrograms that have
 those mels:
 
     t = STFT(iSTFT(c));   y = t + 0.99 (t - t_prev)
-    A = |y| (V(m / (W |y|^p)))^(1/p)          V = W^T, the weights of each bin over the bands
-    summing to 1 c = A y / |y|
+    A = |y| (V(m / (W |y|^p)))^(1/p)     V = W^T, each bin's weights over the bands summing to 1
+    c = A y / |y|
 
 The first line is fast Griffin-Lim, the second one Richardson-Lucy step that pulls the magnitudes
 towards the given mels.

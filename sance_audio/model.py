@@ -1,5 +1,4 @@
-r"""`AudioEBM`: features, energy and inverter as one object; waveforms to energies, noise to
-waveforms.
+r"""`AudioEBM`: features, energy and inverter as one object.
 
     E(x | c) = -log N(x; mu_c, C_c) + F(x | c)
     p(x | c) = exp(-E(x | c)) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)

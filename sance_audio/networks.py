@@ -1,5 +1,4 @@
-r"""Energy networks: any module `(B, 1, M, T), (B,) -> (B,)` will do; these are fully
-convolutional.
+r"""Energy networks: any module `(B, 1, M, T), (B,) -> (B,)` will do; here is a convolutional one.
 
     F(x | c) = sum over positions of w . silu(h(x | c))
 

@@ -5,8 +5,7 @@ on its energy. Since the reference cancels in a difference of energies, only the
 is copied:
 
     h(x | c) = log p_theta / p_k = F_k(x | c) - F_theta(x | c) - dlogZ_c
-    dlogZ_c = log Z_theta,c / Z_k,c = log mean exp(F_k - F_theta)   over the pool, zero at a
-    refresh
+    dlogZ_c = log Z_theta,c / Z_k,c = log mean exp(F_k - F_theta)   over the pool; 0 at a refresh
 
 Chains are pinned to components, as many for each, so that data and noise have one distribution of
 conditions.
@@ -14,7 +13,7 @@ conditions.
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
     Training restricted Boltzmann machines using approximations to the likelihood gradient
-    (Tieleman, 2008)
+        (Tieleman, 2008)
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The last step that recipes share: say what was found, write `results.json` and the page. And:
-find a recipe by name.
-"""
+"""A recipe's entry and end: options from the command line; table, findings, results and page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The listening page: one `index.html` in the run folder, opened straight from disk, made from
-what the run wrote.
-"""
+"""The listening page: `index.html` in the run folder, made from what the run wrote."""
 
 from __future__ import annotations
 

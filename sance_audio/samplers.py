@@ -1,18 +1,22 @@
 r"""Markov chain samplers of `p(x) = exp(-E(x)) / Z`, and the engine that runs them.
 
-A sampler is a plain object: `init(energy, x) -> State`, `step(energy, state, generator) -> (State,
-Info)`. The state holds what the next step would otherwise compute again. `energy` is any callable
+A sampler is a plain object:
+
+    init(energy, x) -> State
+    step(energy, state, generator) -> (State, Info)
+
+The state holds what the next step would otherwise compute again. `energy` is any callable
 `(B, ...) -> (B,)`; a generator is one `torch.Generator`, or a sequence of B of them, one per
 chain, whose chains then do not depend on their neighbours.
 
     Langevin             x' = x - eps P grad E(x) + sqrt(2 eps) P^(1/2) xi
-    ReferenceLangevin    the same with P = min(C, cap), its Gaussian part integrated exactly, for E
-    = -log N(mu, C) + F
+    ReferenceLangevin    the same with P = min(C, cap) for E = -log N(mu, C) + F,
+                         its Gaussian part integrated exactly
 
 References:
-    Exponential convergence of Langevin distributions and their discrete approximations (Roberts &
-    Tweedie, 1996) MCMC methods for functions: modifying old algorithms to make them faster (Cotter
-    et al., 2013)
+    Exponential convergence of Langevin distributions and their discrete approximations
+        (Roberts & Tweedie, 1996)
+    MCMC methods for functions: modifying old algorithms to make them faster (Cotter et al., 2013)
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 r"""The loop: self-adapting noise-contrastive estimation of an `AudioEBM`.
 
     every K steps:   theta_k <- theta;  advance chains of p_k;  their ends are the pool of noise
-    every step:      h = F_k - F_theta - dlogZ   on B data clips and nu B noise samples, in one
-    forward
-                     minimise  mean d(h_data) + mean n(h_noise) / nu-weighted + penalty mean F^2
+    every step:      h = F_k - F_theta - dlogZ   on B data clips and nu B noise samples together
+                     minimise  mean d(h_data) + mean n(h_noise) + penalty mean F^2
 
 The refresh comes earlier when the pool no longer represents the model (ESS / N below a half) or
 when the classifier that h is has become too good (balanced accuracy above 0.7 on at least 200

@@ -1,5 +1,4 @@
-"""The first steps that recipes share: options, run folder, corpus, model, training. `assessment`
-has the rest.
+"""The first steps that recipes share: options, run folder, corpus, model, training.
 
 Each step takes what it needs and returns what it made; nothing is remembered here. A recipe is the
 list of its choices and the calls of these steps.

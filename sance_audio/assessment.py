@@ -71,7 +71,9 @@ def write_clips(model: AudioEBM, waves: Tensor, classes: Sequence[int], folder: 
     """
     names = []
     for i, (wave, y) in enumerate(zip(waves, classes, strict=True)):
-        name = f"{i:04d}_{model.labels[y]}.wav" if model.labels else f"{i:04d}.wav"
+        name = (
+            f"{i:04d}_{audio.file_label(model.labels[y])}.wav" if model.labels else f"{i:04d}.wav"
+        )
         audio.write(folder / name, wave, model.sample_rate)
         names.append(name)
     return names
@@ -124,7 +126,7 @@ def evaluate(
     )
 
     folder = options.run / "clips"
-    for old in folder.glob("*.wav"):
+    for old in folder.glob("[0-9][0-9][0-9][0-9]*.wav"):
         old.unlink()
     written = ours.waves[: options.clips]
     names = write_clips(model, written, ours.classes[: options.clips], folder)
@@ -148,7 +150,7 @@ def evaluate(
             ("real", material.waves["test"][int(order[row])]),
             ("resynthesised", again[row]),
         ):
-            file = f"samples/{kind}_{label}.wav"
+            file = f"samples/{kind}_{audio.file_label(label)}.wav"
             audio.write(options.run / file, wave.cpu(), model.sample_rate)
             energy = float(model.energy_of(analyse(model, [wave]))[0])
             examples.append({"file": file, "kind": kind, "label": label, "energy": energy})

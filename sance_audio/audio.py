@@ -16,11 +16,13 @@ __all__ = [
     "resample",
     "fit_length",
     "windows",
+    "file_label",
     "find_audio",
     "PEAK",
 ]
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,9 @@ from sance_audio.files import atomic
 
 PEAK = 0.999
 """No written sample exceeds this magnitude (full scale is 1)."""
+
+RATES = 500, 1_000_000
+"""Sample rates that are believed, in Hz: a damaged header must not blow a clip up."""
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus"}
 
@@ -69,17 +74,21 @@ def load(path: str | Path) -> Recording:
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: the file is empty (0 bytes); fetch or record it again")
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+    except AudioError:
+        raise
+    except (soundfile.LibsndfileError, OSError, MemoryError, ValueError, RuntimeError) as error:
         reason = getattr(error, "error_string", None) or str(error)
         raise AudioError(
             f"{path}: cannot be decoded as audio ({reason}); expected WAV, FLAC, Ogg or MP3"
         ) from error
     if len(samples) == 0:
         raise AudioError(f"{path}: holds no samples (a header only); fetch or record it again")
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).sum())
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"{path}: its header says {rate} Hz; expected {RATES[0]} to {RATES[1]}")
+    mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
+    if not np.isfinite(mono).all():
+        bad = int((~np.isfinite(mono)).sum())
         raise AudioError(f"{path}: {bad} samples are NaN or infinite; export it again")
-    mono = np.ascontiguousarray(samples.mean(axis=1))
     return Recording(torch.from_numpy(mono), rate, samples.shape[1])
 
 
@@ -138,14 +147,25 @@ def fit_length(waveform: Tensor, length: int, align: str = "centre") -> Tensor:
 
     >>> fit_length(torch.ones(2), 5).tolist()
     [0.0, 1.0, 1.0, 0.0, 0.0]
-    >>> fit_length(torch.arange(5.0), 3).tolist(), fit_length(torch.arange(5.0), 3,
-    "start").tolist() ([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
+    >>> fit_length(torch.arange(5.0), 3).tolist()
+    [1.0, 2.0, 3.0]
+    >>> fit_length(torch.arange(5.0), 3, "start").tolist()
+    [0.0, 1.0, 2.0]
     """
     if align not in ("centre", "start"):
         raise ValueError(f"align must be 'centre' or 'start', found {align!r}")
     extra = length - waveform.shape[-1]
     before = (extra // 2 if extra >= 0 else -(-extra // 2)) if align == "centre" else 0
     return torch.nn.functional.pad(waveform, (before, extra - before))
+
+
+def file_label(label: str) -> str:
+    """A class name as part of a file name: nothing in it leads to another folder.
+
+    >>> file_label("closed-hat"), file_label("../a b")
+    ('closed-hat', '.._a_b')
+    """
+    return re.sub(r"[^\w.-]+", "_", label)
 
 
 def windows(waveform: Tensor, length: int, peak: float | None = None) -> Tensor:
@@ -180,7 +200,7 @@ def find_audio(paths: list[str | Path]) -> list[Path]:
                 Path(root) / name
                 for root, _, names in os.walk(path)
                 for name in names
-                if Path(name).suffix.lower() in SUFFIXES
+                if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
             )
             if not below:
                 kinds = " ".join(sorted(SUFFIXES))

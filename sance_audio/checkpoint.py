@@ -5,20 +5,22 @@ A checkpoint is one file, written atomically, and is read with `weights_only`: i
 
 from __future__ import annotations
 
-__all__ = ["Progress", "RunState", "Diverged", "rewind", "save_state", "load_state"]
+__all__ = ["Progress", "RunState", "Diverged", "fingerprint", "rewind", "save_state", "load_state"]
 
 import copy
+import hashlib
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sance_audio.config import TrainConfig
 from sance_audio.diagnostics import Ledger
 from sance_audio.files import append_jsonl, atomic, read_jsonl
+from sance_audio.model import AudioEBM
 from sance_audio.noise import SelfNoise
 
 MAX_ROLLBACKS = 8
@@ -104,6 +106,10 @@ class RunState:
 def rewind(log_file: Path, step: int) -> list[dict[str, Any]]:
     """Rows of the metrics up to `step`; what lies beyond is dropped from the file."""
     rows = [row for row in read_jsonl(log_file) if row["step"] <= step]
+    if [row["step"] for row in rows] != list(range(1, step + 1)):
+        raise ValueError(
+            f"{log_file}: does not hold steps 1 to {step} once each; use another --run"
+        )
     with atomic(log_file) as temporary:
         temporary.write_text("")
         for row in rows:
@@ -111,26 +117,40 @@ def rewind(log_file: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def save_state(path: Path, state: RunState, config: TrainConfig, seed: int) -> None:
+def fingerprint(model: AudioEBM, x: Tensor, components: Tensor) -> str:
+    """A hash of the data, the features, the reference and the shape of the network."""
+    digest = hashlib.sha256(repr(model.settings | {"compute": None}).encode())
+    tensors = [x, components, *model.reference.state_dict().values()]
+    for tensor in [*tensors, model.features.mean, model.features.std]:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_state(path: Path, state: RunState, config: TrainConfig, identity: dict[str, Any]) -> None:
+    """Write the state, with the settings and the identity that a resume must share."""
+    settings = asdict(config) | identity
     with atomic(path) as temporary:
-        torch.save({"config": asdict(config), "seed": seed, "state": state.capture()}, temporary)
+        torch.save({"settings": settings, "state": state.capture()}, temporary)
 
 
-def load_state(path: Path, config: TrainConfig, seed: int) -> dict[str, Any]:
-    """The captured state in `path`, checked against the settings of this call."""
+def load_state(path: Path, config: TrainConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    """The captured state in `path`, checked against the settings of this call.
+
+    Raises:
+        ValueError: an unreadable file; other settings, data or model, each named.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        before, now = saved["config"] | {"seed": saved["seed"]}, asdict(config) | {"seed": seed}
-        state = saved["state"]
+        before, state = saved["settings"], saved["state"]
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(
             f"{path}: not a readable training state ({error}); use another --run"
         ) from error
-    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in now if before.get(k) != now.get(k)]
+    now = asdict(config) | identity
+    changed = [f"{k}: {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
     if changed:
         raise ValueError(
-            f"{path.parent.parent} was started with other settings ({'; '.join(changed)}): give "
-            f"those again, or "
-            f"another --run"
+            f"{path.parent.parent} was started with other settings ({'; '.join(changed)}): "
+            f"give those again, or another --run"
         )
     return state

@@ -65,6 +65,18 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cores(), NAME, initializer=torch.set_num_threads, initargs=(1,))
 
 
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def chunk_size(device: torch.device) -> int:
+    """Rows of a chunk: few on a CPU, where each has a core; many on a GPU, one after the other.
+
+    The last bits of a result depend on it.
+    """
+    return 16 if device.type == "cpu" else 256
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return (

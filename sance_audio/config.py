@@ -21,8 +21,9 @@ class TrainConfig:
     """Data clips per component of the reference in a batch."""
     groups: int = 4
     """Groups of persistent chains; a group has per_component chains of each component."""
-    pool: int = 1
-    """Groups advanced at a refresh; their ends are the noise until the next."""
+    pool: int | None = None
+    """Groups advanced at a refresh; their ends are the noise until the next. When left out: 1 for
+    an interval of 1, else as many as give each component 4 chains."""
     langevin_steps: int = 12
     """Langevin steps of a chain per refresh."""
     step_size: float = 0.2
@@ -57,7 +58,7 @@ class TrainConfig:
     """Steps between clips and pictures from fixed chains; 0 for none."""
 
     def __post_init__(self) -> None:
-        positive = "steps interval nu per_component groups pool langevin_steps checkpoint_every"
+        positive = "steps interval nu per_component groups langevin_steps checkpoint_every"
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, found {getattr(self, name)}")
@@ -66,10 +67,20 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must be positive, found {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema must lie in [0, 1), found {self.ema}")
-        if self.interval > 1 and self.pool * self.per_component < 4:
+        if not 1 <= self.pool_groups <= self.groups:
             raise ValueError(
-                f"train.interval={self.interval} estimates dlogZ of each component from the "
-                f"pool, which needs at least 4 "
-                f"chains of each: raise train.pool or train.per_component (now {self.pool} and "
-                f"{self.per_component})"
+                f"train.pool={self.pool_groups} must lie between 1 and train.groups={self.groups}"
             )
+        if self.interval > 1 and self.pool_groups * self.per_component < 4:
+            raise ValueError(
+                f"train.interval={self.interval} estimates dlogZ of each component from the pool, "
+                f"which needs at least 4 chains of each: raise train.pool or train.per_component "
+                f"(now {self.pool_groups} and {self.per_component})"
+            )
+
+    @property
+    def pool_groups(self) -> int:
+        """Groups in the pool, `pool` where it is given."""
+        if self.pool is not None:
+            return self.pool
+        return 1 if self.interval == 1 else -(-4 // self.per_component)

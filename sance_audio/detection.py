@@ -31,13 +31,16 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor
 
 from sance_audio import audio
-from sance_audio.chunks import chunked
-from sance_audio.model import CHUNK, AudioEBM
+from sance_audio.chunks import chunk_size, chunked
+from sance_audio.model import AudioEBM
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "detector.safetensors"
 BANDS = 8
 """Groups of mel bands, and of frames, whose residual energies are told apart."""
+
+LEARNT = ("centre_", "scale_", "precision_", "calibration_")
+"""What `fit` leaves behind, beside `offset_`."""
 
 Array = np.ndarray
 Clips = Iterable[Any]
@@ -76,7 +79,7 @@ def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor,
         return torch.cat(columns, 1)
 
     energy = model.energy_of(x, reference_only=not learnt)
-    return energy, torch.cat([energy.unsqueeze(1), chunked(one, x, size=CHUNK)], 1)
+    return energy, torch.cat([energy.unsqueeze(1), chunked(one, x, size=chunk_size(x.device))], 1)
 
 
 class EnergyDetector(OutlierMixin, BaseEstimator):
@@ -126,6 +129,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
         if self.score not in ("typicality", "energy"):
             raise ValueError(f"score must be 'typicality' or 'energy', found {self.score!r}")
+        if not 0 < self.calibration < 1:
+            raise ValueError(f"calibration is a share between 0 and 1, found {self.calibration}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {self.alpha}")
         s = self._describe(*self.windows(X))[1]
@@ -217,11 +222,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `detector.safetensors` into a run folder, beside the model's weights."""
-        names = ["centre_", "scale_", "precision_", "calibration_"]
         scale = np.where(
             np.isinf(self.scale_), 0.0, self.scale_
         )  # the file holds finite numbers only
-        arrays = {name: getattr(self, name) for name in names} | {"scale_": scale}
+        arrays = {name: getattr(self, name) for name in LEARNT} | {"scale_": scale}
         settings = {k: v for k, v in self.get_params(deep=False).items() if k != "model"}
         return save_weights(
             Path(folder) / WEIGHTS,
@@ -243,8 +247,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         settings, tensors = load_weights(file, "detector")
         try:
             detector = cls(AudioEBM.from_pretrained(run, device), **settings["detector"])
-            for name, tensor in tensors.items():
-                setattr(detector, name, tensor.numpy())
+            for name in LEARNT:
+                setattr(detector, name, tensors[name].numpy())
             detector.scale_ = np.where(detector.scale_ == 0, np.inf, detector.scale_)
             detector.offset_ = float(settings["offset"])
         except (KeyError, TypeError) as error:

@@ -5,9 +5,9 @@ r"""How a run fares: the log-partition ledger, and log Z by annealed importance 
 estimated on the noise pool just before each refresh and summed from the reference, whose log Z is
 0. Its errors add up: per refresh a bias of about `-(N/ESS - 1) / (2N)` and a standard error of
 `sqrt((N/ESS - 1) / N)` for independent samples, and chains that lag behind the snapshot add an
-error at every refresh, which the standard error does not show (docs/decisions.md has a run that
-it misled by hundreds of nats). It is a health figure of the raw weights. What a model is exported
-with comes from annealed importance sampling on its averaged weights.
+error at every refresh, which the standard error does not show. It is a health figure of the raw
+weights. What a model is exported with comes from annealed importance sampling on its averaged
+weights.
 
 References:
     Annealed importance sampling (Neal, 2001)
@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Ledger", "LogZ", "annealed_log_z"]
+__all__ = ["Ledger", "LogZ", "annealed_log_z", "relative_ess"]
 
 import math
 from dataclasses import dataclass, field
@@ -27,18 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sance_audio.chunks import run_chunks, slices
+from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.divergences import effective_sample_size
 from sance_audio.energy import GivenEnergy, ReferencedEnergy
 from sance_audio.samplers import ReferenceLangevin, State
 
-CHUNK = 16
-"""Chains that one thread anneals together."""
-
 
 @dataclass
 class Ledger:
-    """Running estimate of log Z_theta - log Z_0, averaged over components."""
+    """Running estimate of log Z_theta - log Z_0, the mean over components."""
 
     log_z: float = 0.0
     bias: float = 0.0
@@ -48,15 +45,18 @@ class Ledger:
     """ESS / N of the last interval."""
 
     def enter(self, log_ratio: Tensor) -> None:
-        """Close an interval: `log_ratio` is `E_k - E_theta` over the pool of N samples, any "
-        "shape."""
-        h = log_ratio.flatten().double()
-        n = h.numel()
-        self.ess = float(effective_sample_size(h)) / n
+        """Close an interval.
+
+        Arguments:
+            log_ratio: `E_k - E_theta` over the pool, `(n, C)`: n samples of each component.
+        """
+        h = log_ratio.double()
+        n = len(h)
+        self.ess = relative_ess(h)
         excess = (1 / self.ess - 1) / n
-        self.log_z += float(h.logsumexp(0)) - math.log(n)
+        self.log_z += float((h.logsumexp(0) - math.log(n)).mean())
         self.bias -= excess / 2
-        self.variance += excess
+        self.variance += excess / h.shape[1]
         self.refreshes += 1
 
     @property
@@ -65,6 +65,17 @@ class Ledger:
         show.
         """
         return math.sqrt(self.variance)
+
+
+def relative_ess(log_ratio: Tensor) -> float:
+    """ESS / N of weights `exp(h)`, h `(n, C)`, each component's own mean weight taken off.
+
+    With one sample a component (n = 1) there is no mean to tell from the sample: the components
+    are then taken together, which is pessimistic by the spread of their offsets.
+    """
+    n = len(log_ratio)
+    h = log_ratio if n == 1 else log_ratio - log_ratio.logsumexp(0)
+    return float(effective_sample_size(h.flatten())) / h.numel()
 
 
 @dataclass(frozen=True)
@@ -114,16 +125,17 @@ def annealed_log_z(
     """
     reference: Any = energy.reference
     count, device = reference.n_components, reference.mean.device
+    size = chunk_size(device)
     c = torch.arange(count, device=device).repeat(chains)
     x0 = reference.sample(c, generator).view(-1, 1, *shape)
-    parts = slices(len(c), CHUNK)
+    parts = slices(len(c), size)
     seeds = torch.randint(
         2**62, (len(parts),), generator=generator, device=generator.device
     ).tolist()
     rising = torch.linspace(0, 1, steps + 1).tolist()
 
     def anneal(part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        own = torch.Generator(device).manual_seed(seeds[part.start // CHUNK])
+        own = torch.Generator(device).manual_seed(seeds[part.start // size])
         sampler = ReferenceLangevin(reference.given(c[part]), step_size, cap, adjusted=True)
         state = sampler.init(
             GivenEnergy(energy, c[part]), x0[part]

@@ -204,7 +204,7 @@ def knn_scores(normal: Tensor, x: Tensor, neighbours: int = 5) -> Array:
     from sklearn.preprocessing import StandardScaler
 
     def statistics(z: Tensor) -> Array:
-        z = z.squeeze(1)
+        z = z.squeeze(1).cpu()
         return torch.cat([z.mean(2), z.std(2), z.amax(2)], 1).double().numpy()
 
     scaler = StandardScaler().fit(statistics(normal))

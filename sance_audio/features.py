@@ -163,7 +163,10 @@ class LogMel(nn.Module):
         """Mel magnitude (to the power `power`) `(B, M, T)` of `(B, N)`; before the logarithm and
         the floor.
         """
-        return self.filterbank @ self.stft(waveform).abs().pow(self.power)
+        with torch.autocast(
+            waveform.device.type, enabled=False
+        ):  # a floor of -85 dB needs float32
+            return self.filterbank @ self.stft(waveform.float()).abs().pow(self.power)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Natural logarithm of the floored mel, `(B, M, T)`, not standardised."""

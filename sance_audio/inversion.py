@@ -83,16 +83,17 @@ class GriffinLim(nn.Module):
         noise = randn(m.new_empty(len(m), m.shape[1], bank.shape[0], 2), generator)
         phase = torch.view_as_complex(noise)
         flat = m / bank.sum(0).clamp_min(TINY)
-        c = (flat @ spread).pow(1 / f.power) * phase / phase.abs().clamp_min(TINY)
-        previous = None
-        for _ in range(self.n_iter):
-            t = frames.analyse(frames.synthesise(c))
-            y = t if previous is None else t + self.momentum * (t - previous)
-            previous = t
-            magnitude = y.abs()
-            ratio = m / (magnitude.pow(f.power) @ bank).clamp_min(TINY)
-            c = y * (ratio @ spread).pow(1 / f.power)  # A y / |y| with A = |y| (...)
-        return fit_length(frames.synthesise(c), length or f.length(mel.shape[2]), "start")
+        with torch.autocast(m.device.type, enabled=False):
+            c = (flat @ spread).pow(1 / f.power) * phase / phase.abs().clamp_min(TINY)
+            previous = None
+            for _ in range(self.n_iter):
+                t = frames.analyse(frames.synthesise(c))
+                y = t if previous is None else t + self.momentum * (t - previous)
+                previous = t
+                ratio = m / (y.abs().pow(f.power) @ bank).clamp_min(TINY)
+                c = y * (ratio @ spread).pow(1 / f.power)  # A y / |y| with A = |y| (...)
+            wave = frames.synthesise(c)
+        return fit_length(wave, length or f.length(mel.shape[2]), "start")
 
     def extra_repr(self) -> str:
         return f"n_iter={self.n_iter}, momentum={self.momentum}"

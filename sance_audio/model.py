@@ -21,18 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from sance_audio import audio
-from sance_audio.chunks import chunked, run_chunks, slices
+from sance_audio.chunks import chunk_size, chunked, run_chunks, slices
 from sance_audio.energy import GivenEnergy, ReferencedEnergy, value_and_grad
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
-from sance_audio.networks import ResidualEnergy
+from sance_audio.networks import ResidualEnergy, spread
 from sance_audio.reference import GaussianReference
 from sance_audio.samplers import ReferenceLangevin, sample
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
-CHUNK = 16
-"""Clips computed together, always: the last bits of a result depend on it."""
 
 
 class AudioEBM(nn.Module):
@@ -112,7 +110,7 @@ class AudioEBM(nn.Module):
 
     def log_mels(self, waveforms: Tensor) -> Tensor:
         """Standardised log-mels `(B, 1, M, T)` of windows `(B, window)`, in chunks."""
-        return chunked(self.features, waveforms, size=CHUNK)
+        return chunked(self.features, waveforms.to(self.device), size=chunk_size(self.device))
 
     @torch.no_grad()
     def energy_of(
@@ -124,12 +122,17 @@ class AudioEBM(nn.Module):
         """
         log_weight = self.reference.log_weight(label)
         marginal = self.density.reference_marginal if reference_only else self.density.marginal
-        return chunked(lambda rows: marginal(rows + self.jitter, log_weight), x, size=CHUNK)
+        x = x.to(self.device)
+        return chunked(
+            lambda rows: marginal(rows + self.jitter, log_weight), x, size=chunk_size(self.device)
+        )
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """log p(y | x) `(B, classes)` of log-mels `(B, 1, M, T)`."""
-        return chunked(lambda rows: self.density.posterior(rows + self.jitter), x, size=CHUNK)
+        x = x.to(self.device)
+        posterior = self.density.posterior
+        return chunked(lambda rows: posterior(rows + self.jitter), x, size=chunk_size(self.device))
 
     def energy(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
         """Energy of each clip, in nats: low is likely.
@@ -142,41 +145,40 @@ class AudioEBM(nn.Module):
         Returns:
             `(B,)`: the mean over windows, for clips longer than one.
         """
-        energies = []
-        for clip in self._clips(waveform, sample_rate):
-            energies.append(self.energy_of(self.log_mels(self.windows(clip)), label).mean())
-        return torch.stack(energies)
+        windows = [self.windows(clip) for clip in self._clips(waveform, sample_rate)]
+        energies = self.energy_of(self.log_mels(torch.cat(windows)), label)
+        return torch.stack([part.mean() for part in energies.split([len(w) for w in windows])])
+
+    def log_prob(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
+        """Log density of each clip's log-mel, `(B,)` in nats: minus `energy`."""
+        return -self.energy(waveform, sample_rate, label)
 
     @torch.no_grad()
     def energy_map(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Where the network's part of the energy sits: `(B, M, T)`, summing to F over each clip
-        (its first window).
-
-        The energy of a position of the last feature map is spread evenly over the cells that it
-        stands for.
-        """
+        """Where the network's energy sits: `(B, M, T)`, summing to F of the first window."""
         x = self.log_mels(
             torch.cat([self.windows(c)[:1] for c in self._clips(waveform, sample_rate)])
         )
         c = self.component_of(x)
         coarse = self.density.network.map(x + self.jitter, c)  # type: ignore[operator]
-        rows = torch.arange(self.shape[0], device=x.device) * coarse.shape[1] // self.shape[0]
-        columns = torch.arange(self.shape[1], device=x.device) * coarse.shape[2] // self.shape[1]
-        cells = rows.bincount()[:, None] * columns.bincount()[None, :]
-        return (coarse / cells)[:, rows][:, :, columns]
+        return spread(coarse, self.shape)
 
     def component_of(self, x: Tensor) -> Tensor:
         """The likeliest component `(B,)` of log-mels under the reference."""
-        joint = self.reference.log_prob_all(x + self.jitter) + self.reference.weight.log()
-        return joint.argmax(1)
+        log_weight = self.reference.weight.log()
+
+        def one(rows: Tensor) -> Tensor:
+            return (self.reference.log_prob_all(rows + self.jitter) + log_weight).argmax(1)
+
+        return chunked(one, x.to(self.device), size=chunk_size(self.device))
 
     def _clips(self, waveform: Tensor, sample_rate: int) -> list[Tensor]:
         waveform = torch.as_tensor(waveform, dtype=torch.float32)
         if waveform.ndim == 1:
             waveform = waveform.unsqueeze(0)
-        if waveform.ndim != 2 or waveform.shape[1] == 0:
+        if waveform.ndim != 2 or waveform.numel() == 0:
             raise ValueError(
-                f"expected waveforms (B, N) with N >= 1, found {tuple(waveform.shape)}"
+                f"expected waveforms (B, N), B and N at least 1, found {tuple(waveform.shape)}"
             )
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError("the waveform holds NaN or infinite samples")
@@ -208,13 +210,13 @@ class AudioEBM(nn.Module):
             Cleaned log-mels `(B, 1, M, T)` and their components `(B,)`.
         """
         steps = self.steps if steps is None else steps
+        if steps < 0:
+            raise ValueError(f"the number of Langevin steps cannot be negative, found {steps}")
         device = self.device
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         c = torch.stack([self._pick(y, g) for y, g in zip(classes, generators, strict=True)])
-        n = len(c)
-        size = (
-            -(-n // CHUNK) * CHUNK
-        )  # whole chunks, so that the bits of a clip do not depend on n
+        n, chunk = len(c), chunk_size(device)
+        size = -(-n // chunk) * chunk  # whole chunks: the bits of a clip do not depend on n
         generators += [torch.Generator(device).manual_seed(i) for i in range(size - n)]
         full = torch.cat([c, c[-1:].expand(size - n)])
         noise = [
@@ -237,7 +239,7 @@ class AudioEBM(nn.Module):
         try:
             for p in frozen:
                 p.requires_grad_(False)
-            parts = run_chunks(finish, slices(size, CHUNK), parallel=device.type == "cpu")
+            parts = run_chunks(finish, slices(size, chunk), parallel=device.type == "cpu")
         finally:
             for p in frozen:
                 p.requires_grad_(True)
@@ -257,7 +259,7 @@ class AudioEBM(nn.Module):
             generators = [torch.Generator(rows.device).manual_seed(s) for s in own.tolist()]
             return self.inverter(self.features.to_mel(rows, self.silence), generator=generators)
 
-        return chunked(one, x, numbers, size=CHUNK)
+        return chunked(one, x, numbers, size=chunk_size(self.device))
 
     def classes(self, n: int, label: int | None = None) -> list[int]:
         """Classes of n clips: one, or all in balanced turn."""
@@ -299,6 +301,7 @@ class AudioEBM(nn.Module):
             "features": self.features.settings,
             "network": self.density.network.settings,
             "model": own,
+            "compute": {"threads_per_chunk": 1, "compiled": False},
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -318,7 +321,7 @@ class AudioEBM(nn.Module):
         settings, tensors = load_weights(file, "model")
         try:
             model = cls._build(settings, tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{file}: weights and settings do not match ({error})") from error
         return model.eval().to(device)
 

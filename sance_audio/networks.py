@@ -10,7 +10,7 @@ at zero, so that `F = 0` at first and the model is its reference.
 
 from __future__ import annotations
 
-__all__ = ["ResidualEnergy", "SIZES"]
+__all__ = ["ResidualEnergy", "SIZES", "spread"]
 
 import math
 from typing import Any, cast
@@ -112,6 +112,14 @@ class ResidualEnergy(nn.Module):
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """`(B, 1, M, T)` and components `(B,)` to energies `(B,)`, in nats."""
         return self.map(x, c).sum((1, 2))
+
+
+def spread(coarse: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A map `(B, M', T')` over the cells `(M, T)` that its positions stand for, sums unchanged."""
+    rows = torch.arange(shape[0], device=coarse.device) * coarse.shape[1] // shape[0]
+    columns = torch.arange(shape[1], device=coarse.device) * coarse.shape[2] // shape[1]
+    cells = rows.bincount()[:, None] * columns.bincount()[None, :]
+    return (coarse / cells)[:, rows][:, :, columns]
 
 
 def _conv(width_in: int, width: int, kernel: int, gain: float = 1.0, **kwargs: Any) -> nn.Conv2d:

@@ -21,16 +21,15 @@ from __future__ import annotations
 __all__ = ["SelfNoise", "Draw"]
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sance_audio.chunks import chunk_size
 from sance_audio.energy import GivenEnergy, ReferencedEnergy
 from sance_audio.samplers import ReferenceLangevin, sample
-
-CHUNK = 16
-"""Chains that one thread advances together, at most."""
 
 
 class Draw(NamedTuple):
@@ -114,7 +113,7 @@ class SelfNoise:
         c = self.c.repeat(self.n_pool)
         energy = GivenEnergy(self.frozen, c)
         sampler = ReferenceLangevin(self.reference.given(c), self.step_size, self.cap)
-        count = -(-len(c) // CHUNK)
+        count = -(-len(c) // chunk_size(c.device))
         after = sample(
             energy,
             sampler,
@@ -153,16 +152,34 @@ class SelfNoise:
         values = network(self.pool_x.flatten(0, 1), self.c.repeat(self.n_pool))
         return self.pool_frozen - values.view_as(self.pool_frozen)
 
-    def log_ratio(self, network: nn.Module, x: Tensor, c: Tensor) -> Tensor:
-        """`F_k(x | c) - F_theta(x | c)`, `(B,)`; gradients reach `network`, not the snapshot."""
+    def log_ratio(
+        self, network: nn.Module, data: Tensor, drawn: Draw, *, frozen_is_network: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """h and F_theta on data and noise, `(B + nu B,)` each, data first, in one forward.
+
+        Arguments:
+            network: F_theta; gradients reach it, not the snapshot.
+            data: `(B, 1, M, T)`, conditioned on `self.c`.
+            drawn: Noise.
+            frozen_is_network: Right after a refresh, F_k is F_theta: h is 0 to the bit, and only
+                its gradient counts.
+        """
+        c = torch.cat([self.c, drawn.c])
+        value = network(torch.cat([data, drawn.x]), c)
+        if frozen_is_network:
+            return value.detach() - value, value
         with torch.no_grad():
-            frozen = self.frozen.network(x, c)
-        return frozen - network(x, c)
+            frozen = torch.cat([self.frozen.network(data, self.c), drawn.frozen])
+        return frozen - value - self.dlogz(self.pool_log_ratio(network))[c], value
 
     def dlogz(self, log_ratio: Tensor) -> Tensor:
         """dlogZ per component `(C,)` from the pool's log ratios `(pool, B)`, in closed form."""
-        by_component = log_ratio.view(-1, self.reference.n_components)
-        return by_component.logsumexp(0) - torch.tensor(float(len(by_component))).log()
+        h = self.by_component(log_ratio)
+        return h.logsumexp(0) - math.log(len(h))
+
+    def by_component(self, log_ratio: Tensor) -> Tensor:
+        """Values `(pool, B)` over the pool as `(n, C)`: n samples of each component."""
+        return log_ratio.view(-1, self.reference.n_components)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the noise to come."""
@@ -176,6 +193,6 @@ class SelfNoise:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.frozen.network.load_state_dict(state["network"])
-        self.chains = state["chains"].clone()
-        self.pool_x, self.pool_frozen = state["pool_x"].clone(), state["pool_frozen"].clone()
+        for name in ("chains", "pool_x", "pool_frozen"):
+            setattr(self, name, state[name].to(self.c.device, copy=True))
         self.turn = int(state["turn"])

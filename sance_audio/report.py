@@ -26,6 +26,9 @@ def write_page(run: str | Path) -> Path:
     run = Path(run)
     model = AudioEBM.from_pretrained(run)
     results = read_json(run / "results.json")
+    wanted = {"recipe", "examples", "anomalies", "table", "findings", "n_equal"}
+    if not isinstance(results, dict) or not wanted <= results.keys():
+        raise ValueError(f"{run / 'results.json'}: not the results of a recipe; run it again")
     rows = read_jsonl(run / "metrics.jsonl")
     columns = {"gap": "network gap (nats)", "loss": "loss", "log_z": "log Z ledger (nats)"}
     environment = jinja2.Environment(

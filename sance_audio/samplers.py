@@ -280,7 +280,9 @@ def randn(like: Tensor, generator: Generators) -> Tensor:
 def _uniform(like: Tensor, generator: Generators) -> Tensor:
     if isinstance(generator, torch.Generator):
         return torch.rand(like.shape, generator=generator, device=like.device)
-    return torch.stack([torch.rand((), generator=g) for g in generator]).to(like.device)
+    return torch.stack([torch.rand((), generator=g, device=g.device) for g in generator]).to(
+        like.device
+    )
 
 
 def _spread(generator: Generators, parts: list[slice]) -> list[Generators]:

@@ -26,8 +26,8 @@ COLUMNS = (
     "duration_seconds",
     "notes",
 )
-BATCH = 64
-"""Clips scored together."""
+BATCH, BATCH_SECONDS = 64, 300.0
+"""Clips, and seconds of sound, scored together at most."""
 SILENCE_DBFS = -80.0
 
 
@@ -82,7 +82,10 @@ def check_output(path: Path) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as CSV, atomically."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -96,7 +99,8 @@ def _groups(paths: Iterable[Path]) -> Iterator[list[tuple[Path, audio.Recording 
             group.append((path, audio.load(path), ""))
         except audio.AudioError as error:
             group.append((path, None, f"not scored: {error}"))
-        if len(group) == BATCH:
+        sound = sum(len(r.waveform) / r.sample_rate for _, r, _ in group if r is not None)
+        if len(group) == BATCH or sound > BATCH_SECONDS:
             yield group
             group = []
     if group:

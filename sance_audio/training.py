@@ -23,9 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sance_audio.checkpoint import Diverged, Progress, RunState, load_state, rewind, save_state
+from sance_audio.checkpoint import (
+    Diverged,
+    Progress,
+    RunState,
+    fingerprint,
+    load_state,
+    rewind,
+    save_state,
+)
 from sance_audio.config import TrainConfig
-from sance_audio.divergences import effective_sample_size, logistic
+from sance_audio.diagnostics import relative_ess
+from sance_audio.divergences import logistic
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.files import append_jsonl
 from sance_audio.model import AudioEBM
@@ -77,8 +86,11 @@ def train(
     from tqdm import tqdm
 
     # Parts
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
+    if accelerator.num_processes > 1:
+        raise ValueError("training runs in one process as yet: start it without a launcher")
     device = accelerator.device
+    identity = {"seed": seed, "model and data": fingerprint(model, x, components)}
     model.to(device)
     average = model.density.network.requires_grad_(False)
     network, optimiser = _network_and_optimiser(average, config, accelerator)
@@ -92,7 +104,7 @@ def train(
     state_file, log_file = Path(run) / "state" / "latest.pt", Path(run) / "metrics.jsonl"
     state = RunState(raw, average, optimiser, noise, generator)
     if state_file.exists():
-        state.restore(load_state(state_file, config, seed))
+        state.restore(load_state(state_file, config, identity))
     rows = rewind(log_file, state.progress.step)
     good = state.capture()
     bar = tqdm(
@@ -106,7 +118,7 @@ def train(
         # Noise: a new snapshot, and chains moved to it
         if p.cause:
             if p.step:
-                p.ledger.enter(noise.pool_log_ratio(raw))
+                p.ledger.enter(noise.by_component(noise.pool_log_ratio(raw)))
             noise.refresh(raw, generator)
             row |= {"refresh": p.cause, "moved": noise.moved, "ess": p.ledger.ess}
             p.since, p.right = 0, []
@@ -115,14 +127,7 @@ def train(
         drawn = noise.draw(config.nu, generator)
         clean = x[_choose(members, noise.c, generator)]
         data = clean + model.sigma * torch.randn(clean.shape, generator=generator, device=device)
-        both, conditions = torch.cat([data, drawn.x]), torch.cat([noise.c, drawn.c])
-        value = network(both, conditions)
-        if p.since == 0:  # the network is its snapshot: h = 0 and dlogZ = 0, to the bit
-            h = value.detach() - value
-        else:
-            with torch.no_grad():
-                frozen = torch.cat([noise.frozen.network(data, noise.c), drawn.frozen])
-            h = frozen - value - noise.dlogz(noise.pool_log_ratio(raw))[conditions]
+        h, value = noise.log_ratio(network, data, drawn, frozen_is_network=p.since == 0)
         h_data, h_noise = h.split([len(data), len(drawn.x)])
         loss = pair.data(h_data).mean() + pair.noise(h_noise).mean()
         loss = loss + config.penalty * value.square().mean()
@@ -136,6 +141,7 @@ def train(
         trouble = _trouble(float(loss.detach()), norm, p.gaps, config.gap_limit)
         if trouble:
             state.roll_back(good, trouble)
+            save_state(state_file, state, config, identity)  # first: a kill must not undo it
             rows = rewind(log_file, state.progress.step)
             bar.write(state.progress.note)
             bar.n = len(rows)
@@ -153,8 +159,7 @@ def train(
         pool_ess = 1.0
         if config.interval > 1:
             p.right.append(_balanced_accuracy(h_data, h_noise) if p.since > 1 else 0.5)
-            log_ratio = noise.pool_log_ratio(raw).flatten()
-            pool_ess = float(effective_sample_size(log_ratio)) / log_ratio.numel()
+            pool_ess = relative_ess(noise.by_component(noise.pool_log_ratio(raw)))
             row |= {"accuracy": p.right[-1], "pool_ess": pool_ess}
         p.cause = _refresh_cause(p, pool_ess, len(data), config)
 
@@ -168,7 +173,7 @@ def train(
         if p.step % GOOD_EVERY == 0 and abs(sum(p.gaps)) < config.gap_limit / 4 * len(p.gaps):
             good = state.capture()
         if p.step % config.checkpoint_every == 0 or p.step == config.steps:
-            save_state(state_file, state, config, seed)
+            save_state(state_file, state, config, identity)
         for callback in callbacks:
             callback(p.step, row, model)
         bar.set_postfix_str(f"gap {sum(p.gaps) / len(p.gaps):+.2f} nats", refresh=False)
@@ -196,7 +201,7 @@ def _self_noise(
         model.shape,
         per_component=config.per_component,
         groups=config.groups,
-        pool=config.pool,
+        pool=config.pool_groups,
         steps=config.langevin_steps,
         step_size=config.step_size,
         cap=config.cap,

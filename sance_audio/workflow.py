@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = ["Options", "Material", "Results", "parse", "start", "prepare", "fit"]
 
+import json
+import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -76,6 +78,18 @@ class Options:
     clips: int = 24
     """Generated clips written to clips/."""
 
+    def __post_init__(self) -> None:
+        least = {"seed": 0, "frames": 16, "components": 1, "rank": 1, "generation_steps": 0}
+        least |= {"annealing": 1, "classifier_epochs": 1, "evaluate": 2, "clips": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"--{name} must be at least {value}, found {getattr(self, name)}")
+        if not self.sigma > 0:
+            raise ValueError(f"--sigma must be positive, found {self.sigma}")
+
+
+FREE = {"run", "data", "device", "generation_steps", "annealing", "evaluate", "clips"}
+"""Options that a finished or interrupted run may be given anew; any other decides what it is."""
 
 O = TypeVar("O", bound=Options)
 
@@ -120,41 +134,62 @@ class Material:
     """`(N, 1, M, T)`, the log-mels of each clip's first window."""
     y: dict[str, Tensor]
     """`(N,)`, class indices, -1 for none."""
+    facts: Results
+    """Counts of clips, of those left out and those cut."""
 
 
 def start(options: Options, recipe: str) -> torch.device:
-    """Check the run folder, record the settings and the environment in it, and choose the device.
+    """Check the device and the run folder, then record settings and environment in the folder.
 
     Raises:
-        ValueError: the folder holds something that is no run of this recipe; a device that is not
-            there.
+        ValueError: a device that is not there; a folder that is no run of this recipe, or one with
+            other settings, each named.
     """
-    run = options.run
+    device = _device(options)
+    run, config = options.run, options.run / "config.json"
+    settings = {"recipe": recipe, **json.loads(json.dumps(asdict(options), default=str))}
     if run.exists() and not run.is_dir():
         raise ValueError(f"--run {run}: a file stands there; name a folder")
-    config = run / "config.json"
-    if config.exists() and (read_json(config) or {}).get("recipe") != recipe:
-        raise ValueError(f"--run {run}: holds a run of another recipe; name another folder")
     if not config.exists() and run.is_dir() and any(run.iterdir()):
         raise ValueError(f"--run {run}: not empty and not a run folder; name another one")
-    wanted = options.device
-    if wanted == "auto":
-        wanted = "cuda" if options.preset == "gpu" and torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {wanted}: PyTorch sees no GPU here; use --device cpu")
-    if wanted == "cpu":
+    if config.exists():
+        before = read_json(config)
+        if not isinstance(before, dict) or before.get("recipe") != recipe:
+            raise ValueError(f"--run {run}: holds a run of another recipe; name another folder")
+        changed = [
+            f"{key}: {before.get(key)} -> {value}"
+            for key, value in settings.items()
+            if key not in FREE and before.get(key) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"--run {run} was started with other settings ({'; '.join(changed)}): give those "
+                f"again, or another --run"
+            )
+    if device.type == "cpu":
         torch.set_num_threads(1)  # chunks run side by side instead: see chunks.py
-    write_json(config, {"recipe": recipe, **asdict(options)})
+    write_json(config, settings)
     environment = {
         "sance_audio": sance_audio.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": wanted,
+        "device": str(device),
         "threads_per_chunk": 1,
     }
     write_json(run / "environment.json", environment)
+    return device
+
+
+def _device(options: Options) -> torch.device:
+    wanted = options.device
+    if wanted == "auto":
+        wanted = "cuda" if options.preset == "gpu" and torch.cuda.is_available() else "cpu"
+    if wanted not in ("cpu", "cuda"):
+        raise ValueError(f"--device {wanted}: expected cpu, cuda or auto")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     return torch.device(wanted)
 
 
@@ -175,12 +210,13 @@ def prepare(
         waves[split], clips[split] = corpus.waveforms(split, features.sample_rate)
     for problem in corpus.problems:
         print(f"left out: {problem}", file=sys.stderr)
+    length = features.length(options.frames)
+    cut = sum(len(wave) > length for split in splits for wave in waves[split])
     y = {split: torch.tensor(corpus.index(members)) for split, members in clips.items()}
     missing = [label for i, label in enumerate(corpus.labels) if i not in y["train"]]
     if missing:
         raise ValueError(f"{corpus.name}: no training clip of {', '.join(missing)}")
 
-    length = features.length(options.frames)
     first = {s: torch.stack([audio.windows(w, length, PEAK)[0] for w in waves[s]]) for s in splits}
     features.fit(_log_mels(features, first["train"]))
     x = {
@@ -213,12 +249,16 @@ def prepare(
         cap=options.train.cap,
         steps=options.generation_steps,
     )
+    counts = {split: len(members) for split, members in clips.items()}
     print(
-        f"{corpus.name}: {', '.join(f'{len(c)} {s}' for s, c in clips.items())} clips; "
+        f"{corpus.name}: {', '.join(f'{n} {split}' for split, n in counts.items())} clips, "
+        f"{len(corpus.problems)} left out, {cut} longer than the window of "
+        f"{length / features.sample_rate:.2f} s (its first window counts); "
         f"{reference.n_components} Gaussian components; "
         f"{sum(p.numel() for p in network.parameters())} parameters"
     )
-    return model, Material(waves, clips, x, y), components
+    facts = {"clips": counts, "left_out": corpus.problems, "longer_than_window": cut}
+    return model, Material(waves, clips, x, y, facts), components
 
 
 def fit(model: AudioEBM, material: Material, components: Tensor, options: Options) -> Results:
@@ -249,7 +289,11 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     model.save_pretrained(options.run)
     held_out = material.x["test"].to(model.device)
     gain = (model.energy_of(held_out, reference_only=True) - model.energy_of(held_out)).double()
+    share = model.component_of(held_out).bincount(minlength=len(log_z.forward)) / len(held_out)
+    of_log_z = float((share.cpu() * log_z.standard_error.cpu()).square().sum().sqrt())
+    of_clips = float(gain.std() / len(gain) ** 0.5)
     return {
+        "corpus": material.facts,
         "log_z": {
             "forward": float(log_z.forward.mean()),
             "reverse": float(log_z.reverse.mean()),
@@ -260,7 +304,8 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
         },
         "held_out_gain": {
             "mean": float(gain.mean()),
-            "standard_error": float(gain.std() / len(gain) ** 0.5),
+            "standard_error": math.hypot(of_clips, of_log_z),
+            "standard_error_of_log_z": of_log_z,
             "clips": len(gain),
         },
     }
@@ -285,7 +330,7 @@ def _show(model: AudioEBM, options: Options) -> Callable[[int, dict[str, Any], A
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step_{step:06d}.png").write_bytes(pictures.sheet(x))
         for i, wave in enumerate(averaged.invert(x, seeds)):
-            label = averaged.labels[classes[i]] if averaged.labels else ""
+            label = audio.file_label(averaged.labels[classes[i]]) if averaged.labels else ""
             audio.write(
                 folder / f"step_{step:06d}_{i}{label and '_' + label}.wav",
                 wave,

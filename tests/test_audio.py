@@ -89,3 +89,8 @@ def test_find_audio(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match="no audio files below"):
         audio.find_audio([tmp_path / "d"])
+
+
+def test_a_mixdown_does_not_overflow(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full((10, 2), 3e38), 8000, subtype="FLOAT")
+    assert torch.isfinite(audio.load(tmp_path / "a.wav").waveform).all()

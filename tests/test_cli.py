@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import small_model
 
 from sance_audio import AudioEBM, EnergyDetector, cli
+from sance_audio.assessment import write_clips
 
 RATE = 16000
 
@@ -199,13 +202,88 @@ def test_bad_corpora_and_run_folders_are_one_line(finished_run, tmp_path, capsys
     assert "nothing there" in fails(capsys, *fsdd, run, "--data", tmp_path / "gone")
     (empty / "recordings").mkdir()
     assert "holds no file named" in fails(capsys, *fsdd, run, "--data", empty)
-    assert "another recipe" in fails(capsys, *fsdd, finished_run, "--data", empty)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.doc").touch()
-    assert "not a run folder" in fails(capsys, *fsdd, tmp_path / "foreign", "--data", empty)
-    assert "a file stands there" in fails(
-        capsys, *fsdd, tmp_path / "foreign" / "thesis.doc", "--data", empty
+    assert "expected cpu, cuda or auto" in fails(
+        capsys, "train", "drums", "--run", run, "--device", "tpu"
     )
+    assert not run.exists(), "no partial output"
+    (empty / "recordings" / "0_ann_0.wav").touch()
+    assert "another recipe" in fails(capsys, *fsdd, finished_run, "--data", empty)
+    foreign = tmp_path / "foreign" / "thesis.doc"
+    foreign.parent.mkdir()
+    foreign.touch()
+    assert "not a run folder" in fails(capsys, *fsdd, foreign.parent, "--data", empty)
+    assert "a file stands there" in fails(capsys, *fsdd, foreign, "--data", empty)
+    assert sorted(foreign.parent.iterdir()) == [foreign]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("rank", 0, "--rank must be at least 1"),
+        ("seed", -1, "--seed must be at least 0"),
+        ("train.rate", -1.0, "train.rate must be positive"),
+        ("preset", "huge", "preset"),
+    ],
+)
+def test_impossible_options_are_explained(tmp_path, capsys, option, value, message):
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "drums", "--run", str(run), f"--{option}", str(value)])
+    assert caught.value.code == 2
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not run.exists()
+
+
+def test_another_setting_for_a_run_is_one_line_that_names_it(finished_run, capsys):
+    before = (finished_run / "config.json").read_text()
+    smoke = ("train", "drums", "--preset", "smoke", "--run", finished_run)
+    for option, value in (("sigma", 0.3), ("rank", 4), ("size", 300), ("train.rate", 0.5)):
+        name = option.split(".")[0]
+        assert f"{name}: " in fails(capsys, *smoke, f"--{option}", value)
+    assert (finished_run / "config.json").read_text() == before
+
+
+def test_foreign_files_in_a_run_folder(finished_run, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("[1]")
+    arguments = ("train", "drums", "--preset", "smoke", "--run", tmp_path)
+    assert "another recipe" in fails(capsys, *arguments)
+    (tmp_path / "config.json").write_text("{")
+    assert "not a readable JSON" in fails(capsys, *arguments)
+    shutil.copy(finished_run / "model.safetensors", tmp_path)
+    assert "results.json" in fails(capsys, "page", tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    assert "not the results of a recipe" in fails(capsys, "page", tmp_path)
+
+
+def test_labels_never_lead_out_of_a_folder(tmp_path):
+    model = small_model()
+    model.labels = ("../../escaped", "b/c", "d")
+    names = write_clips(model, torch.zeros(3, 100), [0, 1, 2], tmp_path / "out")
+    assert names == ["0000_.._.._escaped.wav", "0001_b_c.wav", "0002_d.wav"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_hostile_names_and_samples_cost_one_row(finished_run, tmp_path):
+    folder = os.fsencode(tmp_path / "sounds")
+    os.mkdir(folder)
+    good = next((finished_run / "clips").glob("*.wav")).read_bytes()
+    for name in (b"good.wav", b"caf\xe9.wav", "héé 你好.wav".encode(), b"new\nline.wav"):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(good)
+    loud = tmp_path / "sounds" / "loud.wav"
+    soundfile.write(loud, np.full((100, 2), 3e38), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "sounds" / "slow.wav", np.ones(500), 1)
+    out = tmp_path / "scores.csv"
+    cli.main(["score", str(finished_run), str(tmp_path / "sounds"), "--out", str(out)])
+    rows = read_rows(out)
+    assert len(rows) == 6
+    assert sum(row["energy"] != "" for row in rows) >= 3
+    notes = {Path(row["path"]).name: row["notes"] for row in rows}
+    assert "1 Hz" in notes["slow.wav"]
+    assert notes["good.wav"] == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

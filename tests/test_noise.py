@@ -50,12 +50,14 @@ def test_fresh_chains_start_again_from_the_reference():
 def test_the_snapshot_is_frozen():
     noise, network, g = make()
     noise.refresh(network, g)
-    x, c = noise.pool_x[0], noise.c
-    assert noise.log_ratio(network, x, c).abs().max() < 1e-6, "h = 0 at a refresh"
+    data, draw = noise.pool_x[0], noise.draw(1, g)
+    h, value = noise.log_ratio(network, data, draw)
+    assert h.abs().max() < 1e-6, "h = 0 at a refresh"
+    assert h.shape == value.shape == (6,)
     with torch.no_grad():
         for p in network.parameters():
             p += 0.1
-    h = noise.log_ratio(network, x, c)
+    h, _ = noise.log_ratio(network, data, draw)
     assert h.abs().max() > 0
     h.sum().backward()
     assert all(p.grad is None for p in noise.frozen.network.parameters())
@@ -84,15 +86,33 @@ def test_right_after_a_refresh_the_gradient_is_maximum_likelihood_s():
     """grad of the logistic loss at h = 0: one half of E_data[grad F] - E_noise[grad F]."""
     noise, network, g = make(per_component=2)
     noise.refresh(network, g)
-    data, c = torch.randn(6, 1, 16, 16, generator=g), noise.c
+    data = torch.randn(6, 1, 16, 16, generator=g)
     draw, pair = noise.draw(1, g), logistic()
-    loss = pair.data(noise.log_ratio(network, data, c)).mean()
-    loss = loss + pair.noise(noise.log_ratio(network, draw.x, draw.c)).mean()
-    likelihood = network(data, c).mean() - network(draw.x, draw.c).mean()
+    h, _ = noise.log_ratio(network, data, draw, frozen_is_network=True)
+    loss = pair.data(h[:6]).mean() + pair.noise(h[6:]).mean()
+    likelihood = network(data, noise.c).mean() - network(draw.x, draw.c).mean()
     ours = torch.autograd.grad(loss, network.parameters())
     theirs = torch.autograd.grad(likelihood, network.parameters())
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, 0.5 * b, rtol=1e-3, atol=1e-6)
+
+
+def test_h_is_the_log_ratio_with_each_component_s_offset_taken_off():
+    noise, network, g = make(per_component=4, groups=2, pool=2)
+    noise.refresh(network, g)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=g)
+    data, draw = torch.randn(12, 1, 16, 16, generator=g), noise.draw(2, g)
+    h, _ = noise.log_ratio(network, data, draw)
+    offset = noise.dlogz(noise.pool_log_ratio(network))
+    expected = noise.frozen.network(data, noise.c) - network(data, noise.c) - offset[noise.c]
+    torch.testing.assert_close(h[:12], expected, rtol=1e-3, atol=1e-5)
+    assert len(h) == 36
+    pool = noise.pool_log_ratio(network)
+    weights = (pool - offset[noise.c]).exp()
+    for c in range(3):
+        assert float(weights[:, noise.c == c].mean()) == pytest.approx(1, abs=1e-4)
 
 
 def test_state_is_all_that_decides_the_noise():

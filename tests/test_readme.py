@@ -25,3 +25,9 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", README))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("**/README.md")), ids=lambda p: p.parent.name)
+def test_no_figure_is_left_to_fill_in(path):
+    if ".venv" not in path.parts:
+        assert "@@" not in path.read_text()

@@ -112,6 +112,45 @@ def test_the_guard_goes_back_halves_the_rate_and_says_so(tmp_path, monkeypatch, 
     json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
 
 
+def test_a_rollback_survives_a_kill(tmp_path, monkeypatch):
+    """Trouble after a checkpoint, a rollback to before it, a kill: the resumed run is whole."""
+    whole, count = training._choose, [0]
+
+    def choose(members, c, generator):
+        count[0] += 1
+        return whole(members, c, generator) * (count[0] != 10)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, row, model):
+        if "rollback" in row:
+            raise Killed
+
+    x, components = data()
+    x[0] = torch.nan
+    components[0] = -1  # drawn by the fault only
+    monkeypatch.setattr(training, "_choose", choose)
+    arguments = (x, components, CONFIG, tmp_path / "run")
+    with pytest.raises(Killed):
+        train(small_model(trained=False), *arguments, progress=False, callbacks=(kill,))
+    rows = train(small_model(trained=False), *arguments, progress=False)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == rows
+    assert {row["rate"] for row in rows[:6]} == {0.5 * CONFIG.rate}
+
+
+def test_other_data_or_another_reference_on_resume_is_an_error(tmp_path):
+    run(tmp_path)
+    x, components = data()
+    with pytest.raises(ValueError, match="model and data"):
+        train(small_model(trained=False), x + 1, components, CONFIG, tmp_path / "run")
+    other = small_model(trained=False)
+    other.reference.mean += 1
+    with pytest.raises(ValueError, match="model and data"):
+        train(other, x, components, CONFIG, tmp_path / "run")
+
+
 def test_hopeless_data_ends_with_one_error(tmp_path):
     x, components = data()
     with pytest.raises(training.Diverged, match="diverged 9 times"):

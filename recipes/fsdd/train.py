@@ -49,8 +49,8 @@ PRESETS = {
 
 
 def main(options: DigitOptions) -> None:
-    device = start(options, "fsdd")
     corpus = fsdd.prepare(options.data)
+    device = start(options, "fsdd")
     features = LogMel(
         fsdd.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5
     )

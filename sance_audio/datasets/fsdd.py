@@ -22,6 +22,7 @@ CHECKSUM = None
 """Of the archive. Not verified: it could not be fetched where this was written, and none is
 published.
 """
+CLIPS = 3000
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")
 
 
@@ -74,4 +75,11 @@ def _download(cache: Path) -> Path:
             f"could not download the Free Spoken Digit Dataset ({error}); fetch it by hand and "
             f"pass --data DIR"
         ) from error
-    return next(Path(f).parent.parent for f in files if Path(f).parent.name == "recordings")
+    found = [Path(f) for f in files if Path(f).parent.name == "recordings"]
+    clips = [f for f in found if NAME.fullmatch(f.name)]
+    if len(clips) != CLIPS:
+        raise ValueError(
+            f"{cache / 'fsdd.zip'}: expected {CLIPS} recordings in it, found {len(clips)}; delete "
+            f"it and try again, or pass --data DIR"
+        )
+    return clips[0].parent.parent

@@ -155,11 +155,13 @@ def evaluate(
             energy = float(model.energy_of(analyse(model, [wave]))[0])
             examples.append({"file": file, "kind": kind, "label": label, "energy": energy})
     peaks = written.abs().amax(1)
+    memory = evaluation.neighbour_ratio(ours.x[:n].cpu(), material.x["train"], x_test)
     return {
         "table": table,
         "n_equal": n_equal,
         "fid_difference": fid,
         "accuracy_difference": accuracy,
+        "nearest_training_neighbour": memory,
         "generation": {
             "clips_scaled_down": int((peaks > audio.PEAK).sum()),
             "quietest_rms_dbfs": float(

@@ -23,6 +23,7 @@ __all__ = [
     "inception_score",
     "row",
     "paired_interval",
+    "neighbour_ratio",
     "knn_scores",
 ]
 
@@ -186,6 +187,25 @@ def paired_interval(
     draws = [difference(rng.integers(0, n, n)) for _ in range(resamples)]
     low, high = np.quantile(draws, [0.025, 0.975])
     return {"difference": difference(np.arange(n)), "low": float(low), "high": float(high)}
+
+
+def neighbour_ratio(x: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
+    """Are clips copies? Distances to the nearest training clip, over those of test clips.
+
+    Arguments:
+        x: Log-mels of generated clips, `(B, 1, M, T)`.
+        train: Of training clips.
+        test: Of real clips that were not trained on.
+
+    Returns:
+        Ratios of the 5 % quantiles and of the medians; well below 1 means copying.
+    """
+    flat = train.flatten(1)
+    ours, real = (torch.cdist(z.flatten(1), flat).amin(1) for z in (x, test))
+    return {
+        f"at_{name}": float(ours.quantile(q) / real.quantile(q).clamp_min(1e-9))
+        for name, q in (("5_percent", 0.05), ("median", 0.5))
+    }
 
 
 def knn_scores(normal: Tensor, x: Tensor, neighbours: int = 5) -> Array:

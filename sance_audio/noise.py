@@ -113,7 +113,7 @@ class SelfNoise:
         c = self.c.repeat(self.n_pool)
         energy = GivenEnergy(self.frozen, c)
         sampler = ReferenceLangevin(self.reference.given(c), self.step_size, self.cap)
-        count = -(-len(c) // chunk_size(c.device))
+        count = -(-len(c) // (3 * chunk_size(c.device) // 2))
         after = sample(
             energy,
             sampler,

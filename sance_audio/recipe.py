@@ -89,6 +89,12 @@ def findings(results: Results) -> list[str]:
         f"Kinds the classifier hears in ours: "
         f"{_list(seen)}{'; ABSENT: ' + ', '.join(absent) if absent else ''}."
     )
+    memory = results["nearest_training_neighbour"]
+    lines.append(
+        f"Distance to the nearest training clip, over that of real test clips: "
+        f"{memory['at_5_percent']:.2f} at the 5 % quantile, {memory['at_median']:.2f} in the "
+        f"median (well below 1 would mean copies)."
+    )
     made = results["generation"]
     lines.append(
         f"Generation at {made['real_time_factor']:.2f} s of computing a second of sound; "

@@ -83,3 +83,13 @@ def test_knn_scores_are_higher_for_what_is_far():
     x, _ = patterns(60, 0)
     score = evaluation.knn_scores(x[:40], torch.cat([x[40:], x[40:] + 3]))
     assert score[20:].min() > score[:20].max()
+
+
+def test_copies_of_training_clips_are_seen():
+    g = torch.Generator().manual_seed(0)
+    train, test = torch.randn(2, 80, 1, 8, 8, generator=g)
+    fresh = evaluation.neighbour_ratio(torch.randn(80, 1, 8, 8, generator=g), train, test)
+    copies = evaluation.neighbour_ratio(train + 0.01, train, test)
+    assert 0.8 < fresh["at_median"] < 1.25
+    assert copies["at_median"] < 0.1
+    assert copies["at_5_percent"] < 0.1

@@ -37,7 +37,15 @@ PRESETS = {
         evaluate=20,
         clips=10,
     ),
-    "cpu": DigitOptions(preset="cpu", evaluate=1000, clips=30, classifier_epochs=10),
+    "cpu": DigitOptions(
+        preset="cpu",
+        components=4,
+        train=TrainConfig(steps=4400, langevin_steps=10),
+        generation_steps=300,
+        classifier_epochs=10,
+        evaluate=1000,
+        clips=30,
+    ),
     "gpu": DigitOptions(
         preset="gpu",
         network="gpu",

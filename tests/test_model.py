@@ -1,10 +1,13 @@
 import pytest
 import torch
-from conftest import small_model
+from conftest import random_reference, small_model
 from safetensors.torch import load_file, save_file
 
 from sance_audio import AudioEBM, LogMel
-from sance_audio.energy import value_and_grad
+from sance_audio.assessment import write_clips
+from sance_audio.energy import ReferencedEnergy, value_and_grad
+from sance_audio.networks import ResidualEnergy
+from sance_audio.reference import GaussianReference
 from sance_audio.weights import WeightsError
 
 
@@ -150,3 +153,42 @@ def test_a_damaged_model(tmp_path):
     )
     with pytest.raises(WeightsError, match="format 9, this version reads 1"):
         AudioEBM.from_pretrained(tmp_path)
+
+
+def test_an_unlabelled_model_does_all_but_classify(tmp_path):
+    """One class of several components: a mixture without labels."""
+    labelled = small_model()
+    reference = GaussianReference(
+        **labelled.reference.state_dict() | {"classes": torch.zeros(3, dtype=torch.long)}
+    )
+    energy = ReferencedEnergy(reference, labelled.density.network)
+    model = AudioEBM(labelled.features, energy, frames=16, steps=3)
+    model.save_pretrained(tmp_path)
+    again = AudioEBM.from_pretrained(tmp_path)
+    assert again.labels == ()
+    waves = again.generate(3)
+    assert write_clips(again, waves, again.classes(3), tmp_path) == [
+        "0000.wav",
+        "0001.wav",
+        "0002.wav",
+    ]
+    assert len(set(again.draw([0] * 40, range(40), steps=0)[1].tolist())) == 3, "all components"
+    x = again.log_mels(clips(2, again.window))
+    torch.testing.assert_close(again.energy_of(x), again.energy_of(x, 0), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(again.log_prob(waves, 4000), -again.energy(waves, 4000))
+
+
+def test_energies_over_many_components_are_upper_bounds_close_to_the_sum():
+    """Leaving out all but the four likeliest components of twelve adds less than 0.01 nats."""
+    torch.manual_seed(0)
+    reference = random_reference(components=12)
+    network = ResidualEnergy(12, channels=(8, 8), depth=(1,), positions=1)
+    torch.nn.init.normal_(network.head.weight, std=0.5)
+    energy = ReferencedEnergy(reference, network)
+    x = reference.sample(torch.arange(12), torch.Generator().manual_seed(0)).view(-1, 1, 16, 16)
+    weight = reference.weight.log()
+    with torch.no_grad():
+        every = [-energy(x, torch.full((12,), k)) + weight[k] for k in range(12)]
+        bound, exact = energy.marginal(x, weight), -torch.stack(every, 1).logsumexp(1)
+    assert (bound >= exact - 1e-3).all()
+    assert (bound - exact).max() < 0.01

@@ -58,6 +58,17 @@ def test_smoke(name, tmp_path, capsys):
         recipe.main(replace(options, train=replace(options.train, rate=0.5)))
 
 
+def test_smoke_on_the_real_digits(tmp_path):
+    recipe = load_recipe("fsdd")
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run", data=real_data("fsdd"))
+    recipe.main(options)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["corpus"]["clips"] == {"train": 2400, "valid": 300, "test": 300}
+    assert results["corpus"]["left_out"] == []
+    auc = results["anomalies"]["auc"]
+    assert auc["ours"]["auc"] > auc["log-mel statistics + kNN"]["auc"]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_presets_and_documentation(name):
     recipe = load_recipe(name)

@@ -35,7 +35,7 @@ def main(chains: int = 32, steps: int = 10) -> None:
             f"{cores} threads of PyTorch's own": lambda: run(cores, None),
         }
     )
-    table(f"Langevin, {chains} chains of 64 x 64", seconds, steps * chains / 1000, "ms/step")
+    table(f"Langevin, {chains} chains of 64 x 64", seconds, steps * chains / 1000, "ms a chain")
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def training_words(rows: list[dict[str, Any]]) -> list[str]:
         f"{last['step']} steps, {sum('refresh' in row for row in rows)} refreshes of the noise"
         + (f", {len(early)} of them early (last: {early[-1]})." if early else ", none early."),
         f"Network gap over the last {len(gaps)} steps: {gap:+.2f} nats ({healthy}).",
-        f"Log-partition ledger of the raw weights: {last['log_z']:.1f} nats. Its error adds up over "
-        f"refreshes; the findings above use log Z as annealed at the end.",
+        f"Log-partition ledger of the raw weights: {last['log_z']:.1f} nats. Its error adds up "
+        f"over refreshes; the findings above use log Z as annealed at the end.",
     ]
     rollbacks = [row["rollback"] for row in rows if "rollback" in row]
     return words + (rollbacks or ["The divergence guard never stepped in."])

@@ -52,8 +52,9 @@ class Scored:
 
 
 def score_files(detector: EnergyDetector, paths: Iterable[Path]) -> Scored:
-    """Score files with a fitted detector; a file that cannot be read becomes a row that says "
-    "why."""
+    """Score files with a fitted detector; a file that cannot be read becomes a row that says
+    why.
+    """
     began, rows, failed, sound = time.perf_counter(), [], 0, 0.0
     for group in _groups(paths):
         good = [item for item in group if item[1] is not None]

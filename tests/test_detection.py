@@ -46,8 +46,9 @@ def test_p_values_are_conformal(detector):
 
 
 def test_false_alarms_hold_at_alpha():
-    """Exchangeable normals are flagged at most alpha of the time: 4 standard errors over 20 "
-    "splits."""
+    """Exchangeable normals are flagged at most alpha of the time: 4 standard errors over 20
+    splits.
+    """
     clips, rates = normals(160, 3), []
     for seed in range(20):
         order = np.random.default_rng(seed).permutation(160)

@@ -9,8 +9,9 @@ from sance_audio.energy import ReferencedEnergy
 
 
 class Tilt(torch.nn.Module):
-    """F(x | c) = a_c . x: the model is the reference shifted by -C a, with log Z = a C a / 2 - "
-    "a mu."""
+    """F(x | c) = a_c . x: the model is the reference shifted by -C a, with log Z = a C a / 2 -
+    a mu.
+    """
 
     def __init__(self, a: torch.Tensor):
         super().__init__()

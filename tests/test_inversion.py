@@ -90,8 +90,9 @@ def test_every_geometry_that_overlaps_works(settings):
 
 
 def test_it_beats_the_two_step_pipeline():
-    """Solving magnitudes first and phases after loses more of the mel than finding both "
-    "together."""
+    """Solving magnitudes first and phases after loses more of the mel than finding both
+    together.
+    """
     transforms = pytest.importorskip("torchaudio.transforms", reason="torchaudio is not installed")
     f = features()
     mel = f.mel(chirp())

@@ -10,8 +10,9 @@ from sance_audio.samplers import Langevin, ReferenceLangevin, sample
 
 
 def gumbel(x: torch.Tensor) -> torch.Tensor:
-    """Energy exp(x) - x in each dimension: skewed; mean -0.5772, variance 1.6449, 4th moment "
-    "14.61."""
+    """Energy exp(x) - x in each dimension: skewed; mean -0.5772, variance 1.6449, 4th moment
+    14.61.
+    """
     return (x.exp() - x).sum(1)
 
 
@@ -55,8 +56,9 @@ def test_contract(name, generator):
 
 
 def test_reference_langevin_has_the_ornstein_uhlenbeck_transient():
-    """From a point, k steps give mean rho^k u0 and variance (1 - rho^2k) lambda, in each "
-    "direction."""
+    """From a point, k steps give mean rho^k u0 and variance (1 - rho^2k) lambda, in each
+    direction.
+    """
     reference, n, steps, eps = narrow_reference(), 20_000, 3, 0.3
     lam = torch.tensor([2.5, 0.4, 0.8, 0.8])
     rho = torch.exp(-eps * lam.clamp_max(1.0) / lam) ** steps

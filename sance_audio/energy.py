@@ -19,22 +19,12 @@ from __future__ import annotations
 __all__ = ["Energy", "ReferencedEnergy", "GivenEnergy", "value_and_grad", "rows_of"]
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Energy = Callable[[Tensor], Tensor]
-
-
-class Density(Protocol):
-    """A normalised density per component: what `ReferencedEnergy` asks of its reference."""
-
-    n_components: int
-
-    def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
-        """log p_0(x | c), `(B,)`, in nats."""
-        ...
 
 
 def value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:

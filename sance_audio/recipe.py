@@ -6,6 +6,7 @@ __all__ = ["launch", "conclude", "findings", "load_recipe", "recipe_names", "one
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from sance_audio.report import write_page
 from sance_audio.workflow import Options, Results, parse
 
 O = TypeVar("O", bound=Options)
+BEGAN = time.monotonic()
 
 
 def launch(main: Callable[[O], None], presets: dict[str, O], description: str | None) -> None:
@@ -43,7 +45,7 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 def conclude(name: str, results: Results, options: Options) -> None:
     """Print table and findings, write `results.json` and `index.html`, say where the page is."""
-    results = {"recipe": name, "findings": findings(results), **results}
+    results = {"recipe": name, "findings": findings(results), **results, "cost": _cost()}
     write_json(options.run / "results.json", results)
     page = write_page(options.run)
     equal = f"fid_at_{results['n_equal']}"
@@ -60,7 +62,11 @@ def conclude(name: str, results: Results, options: Options) -> None:
         print(f"anomalies, {title:28} AUC {row['auc']:.3f}   pAUC {row['pauc']:.3f}")
     for line in results["findings"]:
         print(f"- {line}")
-    print(f"\nlisten: {page.resolve()}")
+    cost = results["cost"]
+    print(
+        f"\n{cost['seconds'] / 60:.1f} minutes, peak memory {cost['peak_mib']:.0f} MiB (this call)"
+    )
+    print(f"listen: {page.resolve()}")
 
 
 def findings(results: Results) -> list[str]:
@@ -108,6 +114,18 @@ def findings(results: Results) -> list[str]:
         rate = results["anomalies"]["false_alarms_at_0.05"]
         lines.append(f"Held-out normal clips flagged at alpha = 0.05: {100 * rate:.1f} %.")
     return lines
+
+
+def _cost() -> dict[str, float]:
+    """Wall-clock seconds since this module was imported, and the process's peak memory in MiB."""
+    try:
+        import resource
+    except ImportError:  # there is no such module on Windows
+        peak = 0.0
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {"seconds": time.monotonic() - BEGAN, "peak_mib": peak}
 
 
 def _list(counts: dict[str, int]) -> str:

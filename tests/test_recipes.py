@@ -44,6 +44,7 @@ def test_smoke(name, tmp_path, capsys):
     recipe.main(options)
     printed = capsys.readouterr().out
     assert str((tmp_path / "run" / "index.html").resolve()) in printed
+    assert "peak memory" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     rows = ["real test clips", "real through inversion", "reference only", "ours"]
     assert list(results["table"]) == rows

@@ -1,16 +1,32 @@
-"""Files that are either whole or absent: atomic writes, JSON and JSON lines."""
+"""Files that are either whole or absent: atomic writes, JSON and JSON lines.
+
+A write that the system refuses, a full disk above all, is one OSError that names the file; what
+stood there before is as it was, and no temporary file is left behind.
+"""
 
 from __future__ import annotations
 
-__all__ = ["atomic", "write_json", "read_json", "append_jsonl", "read_jsonl"]
+__all__ = [
+    "atomic",
+    "sync",
+    "write_json",
+    "read_json",
+    "append_jsonl",
+    "write_jsonl",
+    "read_jsonl",
+]
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (*FULL, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -18,20 +34,54 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, flushed to disk and renamed onto it at the end.
 
     An exception, or a kill at any moment, leaves `path` as it was.
+
+    Raises:
+        OSError: the disk is full, or the system refuses the write for another reason.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A refused write as one OSError that names `path` and says why; other errors as they are.
+
+    Libraries that write for themselves raise errors of their own: those are known by the system's
+    words in them.
+    """
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        yield
+    except Exception as error:
+        said = [n for n in REFUSED if os.strerror(n) in str(error)]
+        number = getattr(error, "errno", None) or (said[0] if said else None)
+        if number not in REFUSED:
+            raise
+        why = "the disk is full" if number in FULL else "the system refused it"
+        told = OSError(f"{path} cannot be written: {why} ({os.strerror(number)})")
+        told.errno = number
+        raise told from error
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name != "posix" and Path(path).is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -52,10 +102,31 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a JSON-lines file; a number that is not finite is written as null."""
+    """Append one row to a JSON-lines file; a number that is not finite is written as null.
+
+    Raises:
+        OSError: the disk is full; nothing of the row is left in the file.
+    """
+    path, line = Path(path), memoryview(_line(row))
+    with _told(path), path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows as a JSON-lines file of their own, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"".join(map(_line, rows)))
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
     clean = {k: (None if isinstance(v, float) and v - v != 0 else v) for k, v in row.items()}
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(clean) + "\n")
+    return json.dumps(clean).encode() + b"\n"
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -64,7 +135,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """
     rows = []
     if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

@@ -78,10 +78,13 @@ def chunk_size(device: torch.device) -> int:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return (
+    """Processor cores that this process may use: its share, where a launcher has started several
+    on this machine (`LOCAL_WORLD_SIZE`).
+    """
+    count = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def chunked(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:

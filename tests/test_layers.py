@@ -10,7 +10,7 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files audio chunks config divergences energy weights",
+    0: "files audio chunks config divergences energy processes weights",
     1: "features reference networks samplers",
     2: "inversion pictures noise diagnostics datasets",
     3: "model",

@@ -8,7 +8,8 @@ is copied:
     dlogZ_c = log Z_theta,c / Z_k,c = log mean exp(F_k - F_theta)   over the pool; 0 at a refresh
 
 Chains are pinned to components, as many for each, so that data and noise have one distribution of
-conditions.
+conditions. Where several processes train one network, each has chains and a pool of its own, and
+dlogZ is taken over all their pools.
 
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
@@ -22,6 +23,7 @@ __all__ = ["SelfNoise", "Draw"]
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +59,8 @@ class SelfNoise:
         cap: Its cap.
         fresh: Probability that a chain starts again from the reference at a refresh.
         generator: Of the chains' starts: exact samples of the reference.
+        gather: Joins a tensor of each process along the first dimension, given this process's;
+            called by all of them at once. Left out, there is one process.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class SelfNoise:
         cap: float = 1.0,
         fresh: float = 0.0,
         generator: torch.Generator,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ):
         if not 1 <= pool <= groups:
             raise ValueError(f"pool={pool} must lie between 1 and groups={groups}")
@@ -81,7 +86,7 @@ class SelfNoise:
         self.frozen = ReferencedEnergy(energy.reference, copy.deepcopy(energy.network))
         self.frozen.network.requires_grad_(False).eval()
         self.steps, self.step_size, self.cap, self.fresh = steps, step_size, cap, fresh
-        self.shape = (1, *shape)
+        self.shape, self.gather = (1, *shape), gather
         device = self.reference.mean.device
         self.c = torch.arange(self.reference.n_components, device=device).repeat(per_component)
         self.chains = torch.stack([self._start(generator) for _ in range(groups)])
@@ -146,11 +151,12 @@ class SelfNoise:
 
     @torch.no_grad()
     def pool_log_ratio(self, network: nn.Module) -> Tensor:
-        """`F_k - F_theta` over the whole pool, `(pool, B)`: the log ratio before `dlogZ` is taken
-        off.
+        """`F_k - F_theta` over the whole pool, `(pool, B)`, or the pools of all processes,
+        `(P pool, B)`: the log ratio before `dlogZ` is taken off.
         """
         values = network(self.pool_x.flatten(0, 1), self.c.repeat(self.n_pool))
-        return self.pool_frozen - values.view_as(self.pool_frozen)
+        log_ratio = self.pool_frozen - values.view_as(self.pool_frozen)
+        return log_ratio if self.gather is None else self.gather(log_ratio)
 
     def log_ratio(
         self, network: nn.Module, data: Tensor, drawn: Draw, *, frozen_is_network: bool = False
@@ -173,16 +179,18 @@ class SelfNoise:
         return frozen - value - self.dlogz(self.pool_log_ratio(network))[c], value
 
     def dlogz(self, log_ratio: Tensor) -> Tensor:
-        """dlogZ per component `(C,)` from the pool's log ratios `(pool, B)`, in closed form."""
+        """dlogZ per component `(C,)` from the log ratios of `pool_log_ratio`, in closed form."""
         h = self.by_component(log_ratio)
         return h.logsumexp(0) - math.log(len(h))
 
     def by_component(self, log_ratio: Tensor) -> Tensor:
-        """Values `(pool, B)` over the pool as `(n, C)`: n samples of each component."""
+        """Values `(pool, B)` over one or more pools as `(n, C)`: n samples of each component."""
         return log_ratio.view(-1, self.reference.n_components)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the noise to come."""
+        """Everything that decides the noise to come; "network" and "turn" are the same in every
+        process.
+        """
         return {
             "network": self.frozen.network.state_dict(),
             "chains": self.chains,

@@ -23,26 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sance_audio.checkpoint import (
-    Diverged,
-    Progress,
-    RunState,
-    fingerprint,
-    load_state,
-    rewind,
-    save_state,
-)
+from sance_audio import processes
+from sance_audio.checkpoint import Clips, Diverged, Progress, RunFolder, RunState, fingerprint
 from sance_audio.config import TrainConfig
 from sance_audio.diagnostics import relative_ess
 from sance_audio.divergences import logistic
 from sance_audio.energy import ReferencedEnergy
-from sance_audio.files import append_jsonl
 from sance_audio.model import AudioEBM
 from sance_audio.noise import SelfNoise
 
 Callbacks = tuple[Callable[[int, dict[str, Any], AudioEBM], None], ...]
 """Called after every step with (step from 1, its row of metrics, the model with its averaged
-weights).
+weights), in the main process.
 """
 
 REFRESH_AFTER = 200
@@ -53,7 +45,7 @@ GOOD_EVERY = 25
 
 def train(
     model: AudioEBM,
-    x: Tensor,
+    x: Clips,
     components: Tensor,
     config: TrainConfig,
     run: str | Path,
@@ -67,49 +59,49 @@ def train(
     Arguments:
         model: Holds the fitted reference and a network at its start; left with the averaged
             weights.
-        x: `(N, 1, M, T)`, standardised log-mels.
+        x: `(N, 1, M, T)`, standardised log-mels: a tensor, or an object that reads its rows from
+            a disk when they are asked for.
         components: `(N,)`, component of each, from `GaussianReference.fit`.
         config: Settings.
-        run: Folder for `metrics.jsonl` and `state/`.
+        run: Folder for `metrics.jsonl` and `state/`, written by the main process.
         seed: Of data order, dequantisation and chains.
         callbacks: See `Callbacks`.
         progress: Show a progress bar.
 
     Returns:
-        The rows of `metrics.jsonl`, one a step.
+        The rows of `metrics.jsonl`, one a step, in every process.
 
     Raises:
-        ValueError: a component without clips; a run folder whose state has other settings.
+        ValueError: a component without clips; a run folder whose state has other settings, or
+            was left by another number of processes.
+        OSError: the disk is full; the last checkpoint is intact.
         Diverged: the run diverged more than `MAX_ROLLBACKS` times.
     """
     from accelerate import Accelerator
     from tqdm import tqdm
 
     # Parts
+    processes.join(model.device)
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
-    if accelerator.num_processes > 1:
-        raise ValueError("training runs in one process as yet: start it without a launcher")
-    device = accelerator.device
-    identity = {"seed": seed, "model and data": fingerprint(model, x, components)}
+    device, quiet = accelerator.device, not (progress and processes.is_main())
+    components = _start_together(model, components)
+    if len(x) != len(components):
+        raise ValueError(f"{len(x)} clips and {len(components)} components: one each is needed")
+    hashed = processes.on_main(lambda: fingerprint(model, x, components))
     model.to(device)
     average = model.density.network.requires_grad_(False)
-    network, optimiser = _network_and_optimiser(average, config, accelerator)
+    network, optimiser = _network_and_optimiser(model, config, accelerator)
     raw = accelerator.unwrap_model(network)
-    generator = torch.Generator(device).manual_seed(seed)
-    noise = _self_noise(model, raw, config, generator)
+    generator = torch.Generator(device).manual_seed(processes.own_seed(seed))
+    noise = _self_noise(model, raw, config, generator, accelerator.gather)
     members = _members(components.to(device), model.reference.n_components)
-    x, pair = x.to(device), logistic(config.nu)
+    clips, pair = x.to(device) if isinstance(x, Tensor) else x, logistic(config.nu)
 
     # Resume
-    state_file, log_file = Path(run) / "state" / "latest.pt", Path(run) / "metrics.jsonl"
+    folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})
     state = RunState(raw, average, optimiser, noise, generator)
-    if state_file.exists():
-        state.restore(load_state(state_file, config, identity))
-    rows = rewind(log_file, state.progress.step)
-    good = state.capture()
-    bar = tqdm(
-        total=config.steps, initial=len(rows), desc="train", unit="step", disable=not progress
-    )
+    rows, good = folder.resume(state)
+    bar = tqdm(total=config.steps, initial=len(rows), desc="train", unit="step", disable=quiet)
 
     while state.progress.step < config.steps:
         p = state.progress
@@ -120,30 +112,33 @@ def train(
             if p.step:
                 p.ledger.enter(noise.by_component(noise.pool_log_ratio(raw)))
             noise.refresh(raw, generator)
-            row |= {"refresh": p.cause, "moved": noise.moved, "ess": p.ledger.ess}
+            moved = processes.mean([noise.moved])[0]
+            row |= {"refresh": p.cause, "moved": moved, "ess": p.ledger.ess}
             p.since, p.right = 0, []
 
         # Loss: one forward on data and noise together
         drawn = noise.draw(config.nu, generator)
-        clean = x[_choose(members, noise.c, generator)]
+        clean = _rows(clips, _choose(members, noise.c, generator), device)
         data = clean + model.sigma * torch.randn(clean.shape, generator=generator, device=device)
         h, value = noise.log_ratio(network, data, drawn, frozen_is_network=p.since == 0)
         h_data, h_noise = h.split([len(data), len(drawn.x)])
         loss = pair.data(h_data).mean() + pair.noise(h_noise).mean()
         loss = loss + config.penalty * value.square().mean()
 
-        # Guard
+        # Guard: the same in every process
         optimiser.zero_grad()
         accelerator.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip))
         gap = float((value[len(data) :].mean() - value[: len(data)].mean()).detach())
+        own = [float(loss.detach()), gap, _balanced_accuracy(h_data, h_noise)]
+        loss_now, gap, accuracy = processes.mean(own)
         p.gaps = [*p.gaps, gap][-10:]
-        trouble = _trouble(float(loss.detach()), norm, p.gaps, config.gap_limit)
+        trouble = _trouble(loss_now, norm, p.gaps, config.gap_limit)
         if trouble:
             state.roll_back(good, trouble)
-            save_state(state_file, state, config, identity)  # first: a kill must not undo it
-            rows = rewind(log_file, state.progress.step)
-            bar.write(state.progress.note)
+            rows = folder.roll_back(state, good)
+            if processes.is_main():
+                bar.write(state.progress.note)
             bar.n = len(rows)
             continue
 
@@ -158,23 +153,23 @@ def train(
         # Next refresh
         pool_ess = 1.0
         if config.interval > 1:
-            p.right.append(_balanced_accuracy(h_data, h_noise) if p.since > 1 else 0.5)
+            p.right.append(accuracy if p.since > 1 else 0.5)
             pool_ess = relative_ess(noise.by_component(noise.pool_log_ratio(raw)))
             row |= {"accuracy": p.right[-1], "pool_ess": pool_ess}
-        p.cause = _refresh_cause(p, pool_ess, len(data), config)
+        p.cause = _refresh_cause(p, pool_ess, processes.count() * len(data), config)
 
         # Log, checkpoint, callbacks
-        row |= {"loss": float(loss.detach()), "gap": gap, "norm": norm, "rate": rate}
+        row |= {"loss": loss_now, "gap": gap, "norm": norm, "rate": rate}
         row |= {"log_z": p.ledger.log_z, "log_z_error": p.ledger.standard_error}
         if p.note:
             row["rollback"], p.note = p.note, ""
-        append_jsonl(log_file, row)
+        folder.log(row)
         rows.append(row)
         if p.step % GOOD_EVERY == 0 and abs(sum(p.gaps)) < config.gap_limit / 4 * len(p.gaps):
             good = state.capture()
         if p.step % config.checkpoint_every == 0 or p.step == config.steps:
-            save_state(state_file, state, config, identity)
-        for callback in callbacks:
+            folder.save(state, good)
+        for callback in callbacks if processes.is_main() else ():
             callback(p.step, row, model)
         bar.set_postfix_str(f"gap {sum(p.gaps) / len(p.gaps):+.2f} nats", refresh=False)
         bar.update()
@@ -183,18 +178,44 @@ def train(
 
 
 def _network_and_optimiser(
-    average: nn.Module, config: TrainConfig, accelerator: Any
+    model: AudioEBM, config: TrainConfig, accelerator: Any
 ) -> tuple[Any, Any]:
     """The network that is trained, beside the average of its weights, and its optimiser."""
-    network = copy.deepcopy(average).train().requires_grad_(True)
+    network = copy.deepcopy(model.density.network).train().requires_grad_(True)
     optimiser = torch.optim.Adam(
         network.parameters(), lr=config.rate, betas=(config.beta1, config.beta2)
     )
-    return accelerator.prepare(network, optimiser)
+    network, optimiser = accelerator.prepare(network, optimiser)
+    if processes.count() > 1:
+        # Gradients are exchanged in buckets, laid out anew after the first backward pass; where
+        # three processes or more are summed, the last bits depend on the layout. It is settled
+        # here, before the first step, so that a resumed run sums as the unbroken one does.
+        x = torch.zeros(1, 1, *model.shape, device=accelerator.device)
+        network(x, x.new_zeros(1, dtype=torch.long)).sum().backward()
+        optimiser.zero_grad()
+    return network, optimiser
+
+
+def _start_together(model: AudioEBM, components: Tensor) -> Tensor:
+    """Take over the main process's weights, reference and features into `model`, and return its
+    components: fitted apart, they could differ in their last bits.
+    """
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    shared = processes.share(
+        ({name: tensor.detach().cpu() for name, tensor in own.items()}, components.cpu())
+    )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(shared[0][name])
+    return shared[1]
 
 
 def _self_noise(
-    model: AudioEBM, raw: nn.Module, config: TrainConfig, generator: torch.Generator
+    model: AudioEBM,
+    raw: nn.Module,
+    config: TrainConfig,
+    generator: torch.Generator,
+    gather: Callable[[Tensor], Tensor],
 ) -> SelfNoise:
     return SelfNoise(
         ReferencedEnergy(model.reference, raw),
@@ -207,6 +228,7 @@ def _self_noise(
         cap=config.cap,
         fresh=config.fresh,
         generator=generator,
+        gather=gather,
     )
 
 
@@ -230,6 +252,11 @@ def _choose(members: list[Tensor], c: Tensor, generator: torch.Generator) -> Ten
             for k, u in zip(c.tolist(), draws.tolist(), strict=True)
         ]
     )
+
+
+def _rows(clips: Clips, index: Tensor, device: torch.device) -> Tensor:
+    """Rows of the clips, on the device; read there or brought there."""
+    return clips[index if isinstance(clips, Tensor) else index.cpu()].to(device)
 
 
 def _average(average: nn.Module, network: nn.Module, decay: float) -> None:

@@ -82,13 +82,6 @@ def test_other_settings_on_resume_are_an_error_that_names_them(tmp_path):
         run(tmp_path, seed=5)
 
 
-def test_a_damaged_state_is_one_clear_error(tmp_path):
-    run(tmp_path)
-    (tmp_path / "run" / "state" / "latest.pt").write_bytes(b"not a state")
-    with pytest.raises(ValueError, match="not a readable training state"):
-        run(tmp_path)
-
-
 @pytest.mark.parametrize("fault", ["nan batch", "loss spike"])
 def test_the_guard_goes_back_halves_the_rate_and_says_so(tmp_path, monkeypatch, fault):
     whole, count = training._choose, [0]

@@ -55,22 +55,29 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """A refused write as one OSError that names `path` and says why; other errors as they are.
-
-    Libraries that write for themselves raise errors of their own: those are known by the system's
-    words in them.
-    """
+    """A refused write as one OSError that names `path` and says why; other errors as they are."""
     try:
         yield
     except Exception as error:
-        said = [n for n in REFUSED if os.strerror(n) in str(error)]
-        number = getattr(error, "errno", None) or (said[0] if said else None)
-        if number not in REFUSED:
+        number = _refusal(error)
+        if number is None:
             raise
         why = "the disk is full" if number in FULL else "the system refused it"
         told = OSError(f"{path} cannot be written: {why} ({os.strerror(number)})")
         told.errno = number
         raise told from error
+
+
+def _refusal(error: BaseException | None) -> int | None:
+    """The system's reason not to write, if that is what lies behind an error. Libraries that write
+    for themselves raise errors of their own, known by the system's words in them.
+    """
+    while error is not None:
+        for number in REFUSED:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return number
+        error = error.__context__
+    return None
 
 
 def sync(path: str | Path) -> None:

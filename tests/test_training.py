@@ -6,7 +6,7 @@ import torch
 from conftest import small_model
 
 from sance_audio import TrainConfig, train, training
-from sance_audio.checkpoint import Progress
+from sance_audio.checkpoint import Progress, fingerprint
 from sance_audio.files import read_jsonl
 from sance_audio.recipe import load_recipe
 
@@ -134,6 +134,23 @@ def test_a_rollback_survives_a_kill(tmp_path, monkeypatch):
     assert {row["rate"] for row in rows[:6]} == {0.5 * CONFIG.rate}
 
 
+def test_a_hundred_times_the_sensible_rate_is_taken_back(tmp_path, monkeypatch):
+    config = replace(CONFIG, steps=40, rate=100 * CONFIG.rate)
+    model, rows = run(tmp_path, config)
+    told = [row["rollback"] for row in rows if "rollback" in row]
+    assert told
+    assert "the network gap is" in told[-1]
+    assert rows[-1]["step"] == 40
+    assert max(row["rate"] for row in rows) < config.rate / 8
+    assert torch.isfinite(weights(model)).all()
+    widest = max(abs(sum(row["gap"] for row in rows[i : i + 10])) / 10 for i in range(31))
+    assert widest < config.gap_limit
+
+    monkeypatch.setattr(training, "_trouble", lambda *_: "")  # what the guard has prevented
+    _, wild = run(tmp_path, config, "unguarded")
+    assert max(abs(row["gap"]) for row in wild) > 10 * config.gap_limit
+
+
 def test_other_data_or_another_reference_on_resume_is_an_error(tmp_path):
     run(tmp_path)
     x, components = data()
@@ -190,6 +207,48 @@ def test_a_component_without_clips(tmp_path):
     x, components = data()
     with pytest.raises(ValueError, match=r"no training clips for components \[2\]"):
         train(small_model(), x, components.clamp_max(1), CONFIG, tmp_path, progress=False)
+
+
+class OnDisk:
+    """Clips that are read when asked for, and only ever a few at once."""
+
+    def __init__(self, x: torch.Tensor, most: int):
+        self.x, self.most = x, most
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        assert isinstance(rows, slice) or rows.device.type == "cpu"
+        found = self.x[rows]
+        assert len(found) <= self.most, "the corpus is not loaded whole"
+        return found.clone()
+
+
+def test_clips_that_are_read_when_asked_for_train_the_same_weights(tmp_path):
+    x = torch.randn(1100, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    models, rows = [], []
+    for name, clips in {"tensor": x, "disk": OnDisk(x, 1024)}.items():
+        models.append(small_model(trained=False))
+        arguments = (clips, torch.arange(1100) % 3, CONFIG, tmp_path / name)
+        rows.append(train(models[-1], *arguments, progress=False))
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert rows[0] == rows[1]
+
+
+def test_the_fingerprint_reads_a_thousand_clips_at_a_time():
+    g, model = torch.Generator().manual_seed(0), small_model()
+    x, components = torch.randn(2500, 1, 16, 16, generator=g), torch.arange(2500) % 3
+    whole = fingerprint(model, x, components)
+    assert fingerprint(model, OnDisk(x, 1024), components) == whole
+    x[-1, 0, -1, -1] += 1e-3
+    assert fingerprint(model, OnDisk(x, 1024), components) != whole
+
+
+def test_clips_and_components_of_different_numbers(tmp_path):
+    x, components = data()
+    with pytest.raises(ValueError, match="30 clips and 29 components"):
+        train(small_model(), x, components[:29], CONFIG, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,34 @@
 
 A waveform is a float32 tensor of shape `(N,)`, mono, nominally within [-1, 1]; a sample rate is in
 Hz. Every failure to decode becomes one `AudioError` that names the file, what was found and what
-to do.
+to do (`decoding`).
 """
 
 from __future__ import annotations
 
 __all__ = [
     "AudioError",
+    "Info",
     "Recording",
+    "info",
     "load",
     "read",
     "write",
     "resample",
     "fit_length",
     "windows",
+    "window_starts",
+    "gain",
     "file_label",
     "find_audio",
     "PEAK",
 ]
 
+import io
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -32,64 +37,13 @@ import soxr
 import torch
 from torch import Tensor
 
-from sance_audio.files import atomic
+from sance_audio.decoding import AudioError, Info, Recording, info, load, shown
+from sance_audio.writing import write_whole
 
 PEAK = 0.999
 """No written sample exceeds this magnitude (full scale is 1)."""
 
-RATES = 500, 1_000_000
-"""Sample rates that are believed, in Hz: a damaged header must not blow a clip up."""
-
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus"}
-
-
-class AudioError(ValueError):
-    """A file that cannot be used as a recording; the message names it and says why."""
-
-
-class Recording(NamedTuple):
-    """A decoded file."""
-
-    waveform: Tensor
-    """`(N,)`, N >= 1, channels averaged."""
-    sample_rate: int
-    """In Hz, the file's own."""
-    channels: int
-
-
-def load(path: str | Path) -> Recording:
-    """Decode a file, at its own rate.
-
-    Arguments:
-        path: WAV, FLAC, Ogg, MP3 or whatever else libsndfile decodes.
-
-    Raises:
-        AudioError: missing, empty, not audio, no samples, or samples that are NaN or infinite.
-    """
-    path = Path(path)
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "nothing there"
-        raise AudioError(f"{path}: expected an audio file, found {found}")
-    try:
-        if path.stat().st_size == 0:
-            raise AudioError(f"{path}: the file is empty (0 bytes); fetch or record it again")
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except AudioError:
-        raise
-    except (soundfile.LibsndfileError, OSError, MemoryError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "error_string", None) or str(error)
-        raise AudioError(
-            f"{path}: cannot be decoded as audio ({reason}); expected WAV, FLAC, Ogg or MP3"
-        ) from error
-    if len(samples) == 0:
-        raise AudioError(f"{path}: holds no samples (a header only); fetch or record it again")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(f"{path}: its header says {rate} Hz; expected {RATES[0]} to {RATES[1]}")
-    mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32)
-    if not np.isfinite(mono).all():
-        bad = int((~np.isfinite(mono)).sum())
-        raise AudioError(f"{path}: {bad} samples are NaN or infinite; export it again")
-    return Recording(torch.from_numpy(mono), rate, samples.shape[1])
 
 
 def read(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
@@ -118,15 +72,17 @@ def write(path: str | Path, waveform: Tensor, sample_rate: int) -> float:
 
     Raises:
         ValueError: an empty waveform, or one with NaN or infinite samples.
+        OSError: a full disk, or whatever else kept the file from being written; it names the file.
     """
     x = waveform.detach().cpu().to(torch.float64).reshape(-1).numpy()
     if x.size == 0 or not np.isfinite(x).all():
         raise ValueError(f"{path}: refusing to write a waveform that is empty or not finite")
     peak = float(np.abs(x).max())
-    gain = PEAK / peak if peak > PEAK else 1.0
-    with atomic(path) as temporary:
-        soundfile.write(temporary, x * gain, sample_rate, subtype="PCM_16", format="WAV")
-    return gain
+    factor = PEAK / peak if peak > PEAK else 1.0
+    encoded = io.BytesIO()  # libsndfile writes short in silence; Python says what went wrong
+    soundfile.write(encoded, x * factor, sample_rate, subtype="PCM_16", format="WAV")
+    write_whole(path, encoded.getbuffer())
+    return factor
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
@@ -178,36 +134,74 @@ def windows(waveform: Tensor, length: int, peak: float | None = None) -> Tensor:
     [[1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]
     """
     if peak is not None:
-        waveform = waveform * (peak / waveform.abs().max().clamp_min(1e-8))
-    extra = waveform.shape[-1] - length
-    if extra <= 0:
+        waveform = waveform * gain(waveform.abs().max(), peak)
+    if waveform.shape[-1] <= length:
         return fit_length(waveform, length).unsqueeze(0)
-    starts = [*range(0, extra, length // 2), extra]
+    starts = window_starts(waveform.shape[-1], length)
     return torch.stack([waveform[start : start + length] for start in starts])
+
+
+def window_starts(n: int, length: int) -> Iterator[int]:
+    """Where the windows of n samples begin, for n >= length.
+
+    >>> list(window_starts(9, 4)), list(window_starts(4, 4))
+    ([0, 2, 4, 5], [0])
+    """
+    yield from range(0, n - length, length // 2)
+    yield n - length
+
+
+def gain(top: Tensor, peak: float) -> Tensor:
+    """What a clip whose largest magnitude is `top` `()` is multiplied with to reach `peak`."""
+    return peak / top.clamp_min(1e-8)
 
 
 def find_audio(paths: list[str | Path]) -> list[Path]:
     """Files as given, and the audio files anywhere below given folders (by suffix), sorted within
     each.
 
+    Below a folder, linked folders are followed, each folder once; files that begin with a dot are
+    passed over. What cannot be read (a folder without permission, a link that leads nowhere) is
+    among the paths: decoding it gives the `AudioError` that says why.
+
     Raises:
         ValueError: a path that does not exist, or a folder without a single audio file.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            below = sorted(
-                Path(root) / name
-                for root, _, names in os.walk(path)
-                for name in names
-                if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-            )
+        if os.path.isdir(path):
+            below = sorted(_below(path))
             if not below:
                 kinds = " ".join(sorted(SUFFIXES))
-                raise ValueError(f"{path}: no audio files below this folder (looked for {kinds})")
+                raise ValueError(
+                    f"{shown(path)}: no audio files below this folder (looked for {kinds})"
+                )
             found += below
-        elif path.exists():
+        elif os.path.lexists(path):
             found.append(path)
         else:
-            raise ValueError(f"{path}: no such file or folder")
+            raise ValueError(f"{shown(path)}: no such file or folder")
     return found
+
+
+def _below(top: Path) -> Iterator[Path]:
+    """Audio files below a folder, and folders that cannot be listed, in no order.
+
+    Links to folders come after all that stands below without them: a file is found by its own
+    path where it has one.
+    """
+    waiting, seen = [str(top)], set()
+    while waiting:
+        unread: list[OSError] = []
+        for root, folders, names in os.walk(waiting.pop(0), onerror=unread.append):
+            real = os.path.realpath(root)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            paths = (os.path.join(root, name) for name in sorted(folders))
+            waiting += [path for path in paths if os.path.islink(path)]
+            for name in names:
+                if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                    yield Path(root, name)
+        yield from (Path(error.filename) for error in unread)

@@ -102,18 +102,27 @@ def generate(args: Generate) -> None:
 def score(args: Score) -> None:
     from sance_audio.audio import find_audio
     from sance_audio.detection import EnergyDetector
-    from sance_audio.scoring import check_output, score_files, write_rows
+    from sance_audio.scoring import COLUMNS, check_output, score_files
+    from sance_audio.writing import Rows
 
     check_output(args.out)
     detector = EnergyDetector.from_pretrained(args.run)
-    scored = score_files(detector, find_audio(list(args.paths)))
-    if scored.failed == len(scored.rows):
+    paths = find_audio(list(args.paths))
+    rows = Rows(args.out, COLUMNS)
+    try:
+        with rows:
+            scored = score_files(detector, paths, rows.append)
+            if scored.failed == scored.files:
+                rows.discard()
+    except KeyboardInterrupt:
+        print(f"sance-audio: interrupted; {rows.kept()}", file=sys.stderr)
+        raise SystemExit(130) from None
+    if scored.failed == scored.files:
         raise ValueError(
-            f"none of {scored.failed} files could be scored; the first: {scored.rows[0]['notes']}"
+            f"none of {scored.files} files could be scored; the first: {scored.problem}"
         )
-    write_rows(args.out, scored.rows)
     print(
-        f"{len(scored.rows) - scored.failed} files scored, {scored.failed} could not be read; "
+        f"{scored.files - scored.failed} files scored, {scored.failed} could not be read; "
         f"rows in {args.out}\n"
         f"{scored.seconds_of_sound:.1f} s of sound in {scored.seconds:.2f} s: real-time factor "
         f"{scored.real_time_factor:.4f}"

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 __all__ = ["EnergyDetector", "Clips", "statistics"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,17 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor
 
 from sance_audio import audio
-from sance_audio.chunks import chunk_size, chunked
+from sance_audio.chunks import chunk_size, chunked, cores
 from sance_audio.model import AudioEBM
-from sance_audio.weights import WeightsError, load_weights, locate, save_weights
+from sance_audio.streams import PART, batches, listen, parts_of
+from sance_audio.weights import WeightsError, digest, load_weights, locate, save_weights
 
 WEIGHTS = "detector.safetensors"
 BANDS = 8
 """Groups of mel bands, and of frames, whose residual energies are told apart."""
 
 LEARNT = ("centre_", "scale_", "precision_", "calibration_")
-"""What `fit` leaves behind, beside `offset_`."""
+"""What `fit` leaves behind, beside `offset_` and `model_digest_`."""
 
 Array = np.ndarray
 Clips = Iterable[Any]
@@ -133,7 +134,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"calibration is a share between 0 and 1, found {self.calibration}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {self.alpha}")
-        s = self._describe(*self.windows(X))[1]
+        s, _ = self._describe(self.windows(X))
         n = len(s)
         n_calibration = round(self.calibration * n)
         needed = int(np.ceil(1 / self.alpha)) - 1
@@ -153,6 +154,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.calibration_ = np.sort(self._score(held_out))
         rank = int(np.ceil((1 - self.alpha) * (n_calibration + 1)))
         self.offset_ = -float(self.calibration_[min(rank, n_calibration) - 1])
+        self.model_digest_: str | None = _digest(self.model)
         return self
 
     def anomaly_score(self, X: Clips) -> Array:
@@ -177,42 +179,78 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
     def assess(self, X: Clips) -> dict[str, Array]:
         """From one pass: `energy` (nats), `anomaly_score`, `p_value`, each `(B,)`."""
-        return self.assess_windows(*self.windows(X))
+        return self.assess_windows(self.windows(X))
 
-    def windows(self, X: Clips) -> tuple[Tensor, list[int]]:
-        """Log-mels of all windows of all clips `(W, 1, M, T)`, and how many each clip has."""
-        if self.model is None:
+    def windows(self, X: Clips) -> Iterator[Iterator[Tensor]]:
+        """Of each clip, its windows at the model's rate: parts `(<= PART, window)`, made when
+        asked for, so that no clip is in memory longer than it is needed.
+        """
+        model = self.model
+        if model is None:
             raise ValueError(
                 "EnergyDetector needs a trained model: "
                 "EnergyDetector(AudioEBM.from_pretrained(RUN))"
             )
-        windows = [self.model.windows(_waveform(clip, self.model.sample_rate)) for clip in X]
-        if not windows:
-            raise ValueError("no clips were given")
-        x = self.model.log_mels(torch.cat(windows).to(self.model.device))
-        return x, [len(w) for w in windows]
+        return (_parts(clip, model) for clip in X)
 
-    def assess_windows(self, x: Tensor, counts: list[int]) -> dict[str, Array]:
-        """As `assess`, from what `windows` gives."""
+    def assess_windows(
+        self, clips: Iterable[Iterable[Tensor]], classes: bool = False
+    ) -> dict[str, Array]:
+        """As `assess`, from what `windows` gives; with `classes` also `class_log_p`, log p(y | x)
+        summed over a clip's windows, `(B, classes)`.
+        """
         if not hasattr(self, "calibration_"):
             raise ValueError("this EnergyDetector has not been fitted; call fit with normal clips")
-        energy, s = self._describe(x, counts)
+        s, log_p = self._describe(clips, classes)
         score = self._score(s)
         at_least = len(self.calibration_) - np.searchsorted(self.calibration_, score, side="left")
         p = (1 + at_least) / (len(self.calibration_) + 1)
-        return {"energy": energy, "anomaly_score": score, "p_value": p}
+        marks = {"energy": s[:, 0], "anomaly_score": score, "p_value": p}
+        return marks | ({"class_log_p": log_p} if classes else {})
 
-    def _describe(self, x: Tensor, counts: list[int]) -> tuple[Array, Array]:
-        """Energies `(B,)` and statistics `(B, 2 S)`: mean over a clip's windows, largest less
-        mean.
+    def _describe(
+        self, clips: Iterable[Iterable[Tensor]], classes: bool = False
+    ) -> tuple[Array, Array]:
+        """Statistics `(B, 2 S)`: mean over a clip's windows, largest less mean; and the sums of
+        log p(y | x), `(B, classes)`.
+
+        Windows of several clips go through the model together; of each clip only count, sums and
+        maxima are kept.
         """
+        counts: list[int] = []
+        sums: list[Tensor] = []
+        tops: list[Tensor] = []
+        for waves, owners in batches(clips, self._batch_size()):
+            s, log_p = self._measure(waves, classes)
+            rows = torch.cat([s, log_p], 1).split([n for _, n in owners])
+            for (i, n), part in zip(owners, rows, strict=True):
+                if i == len(counts):
+                    counts.append(0)
+                    sums.append(torch.zeros_like(part[0]))
+                    tops.append(part[0])
+                counts[i] += n
+                sums[i] = sums[i] + part.sum(0)
+                tops[i] = torch.maximum(tops[i], part.amax(0))
+        if not counts:
+            raise ValueError("no clips were given")
+        total, width = torch.stack(sums), s.shape[1]
+        mean = total[:, :width] / torch.tensor(counts).unsqueeze(1)
+        spread = torch.stack(tops)[:, :width] - mean
+        return torch.cat([mean, spread], 1).numpy(), total[:, width:].numpy()
+
+    def _measure(self, waves: Tensor, classes: bool) -> tuple[Tensor, Tensor]:
+        """Statistics `(W, S)` of windows `(W, N)`, and log p(y | x) `(W, classes)`."""
         assert self.model is not None
-        energy, s = statistics(self.model, x, self.learnt)
-        per_clip = [
-            torch.cat([part.mean(0), part.amax(0) - part.mean(0)]) for part in s.split(counts)
-        ]
-        energies = torch.stack([part.mean() for part in energy.split(counts)])
-        return energies.double().cpu().numpy(), torch.stack(per_clip).double().cpu().numpy()
+        x = self.model.log_mels(waves)
+        s = statistics(self.model, x, self.learnt)[1].double().cpu()
+        return s, self.model.classify(x).double().cpu() if classes else s[:, :0]
+
+    def _batch_size(self) -> int:
+        """Windows that go through the model together: a chunk for every core, on a GPU one."""
+        assert self.model is not None
+        device = self.model.device
+        chunks = cores() if device.type == "cpu" else 1
+        return min(256, max(PART, chunks * chunk_size(device)))
 
     def _score(self, s: Array) -> Array:
         if self.score == "energy":
@@ -230,7 +268,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return save_weights(
             Path(folder) / WEIGHTS,
             "detector",
-            {"detector": settings, "offset": self.offset_},
+            {"detector": settings, "offset": self.offset_, "model": self.model_digest_},
             {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
         )
 
@@ -241,7 +279,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """Load the detector of a run folder, with its model.
 
         Raises:
-            WeightsError: no such folder, no detector in it, or a damaged one.
+            WeightsError: no such folder, no detector in it, a damaged one, or one that was
+                calibrated with another model than the folder's.
         """
         file = locate(run, WEIGHTS)
         settings, tensors = load_weights(file, "detector")
@@ -251,15 +290,33 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
                 setattr(detector, name, tensors[name].numpy())
             detector.scale_ = np.where(detector.scale_ == 0, np.inf, detector.scale_)
             detector.offset_ = float(settings["offset"])
+            detector.model_digest_ = settings.get("model")
         except (KeyError, TypeError) as error:
             raise WeightsError(f"{file}: settings do not match this version ({error})") from error
+        if detector.model_digest_ != _digest(detector.model):
+            found = "was calibrated with another model than the one beside it; put that model back"
+            if detector.model_digest_ is None:
+                found = "does not say which model it was calibrated with (an earlier version did)"
+            raise WeightsError(f"{file}: {found}, or fit a detector to this one")
         return detector
 
 
-def _waveform(clip: Any, sample_rate: int) -> Tensor:
-    """One element of `Clips` as a mono waveform `(N,)` at `sample_rate` Hz."""
+def _digest(model: AudioEBM | None) -> str:
+    """What tells a model from any other: all its weights and settings."""
+    assert model is not None
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("inverter.")}
+    return digest(model.settings, own)
+
+
+def _parts(clip: Any, model: AudioEBM) -> Iterator[Tensor]:
+    """The windows of one element of `Clips`, in parts."""
     if isinstance(clip, (str, Path)):
-        return audio.read(clip, sample_rate)[0]
+        return listen(clip, model.sample_rate, model.window, model.peak).parts()
+    return parts_of(_waveform(clip, model.sample_rate), model.window, model.peak)
+
+
+def _waveform(clip: Any, sample_rate: int) -> Tensor:
+    """An array, or an array and its rate, as a mono waveform `(N,)` at `sample_rate` Hz."""
     rate = sample_rate
     if (
         isinstance(clip, Sequence)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "Scored", "check_output", "score_files", "write_rows"]
+__all__ = ["COLUMNS", "Scored", "check_output", "score_files"]
 
-import csv
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sance_audio import audio
+from sance_audio.audio import AudioError
 from sance_audio.detection import EnergyDetector
-from sance_audio.files import atomic
+from sance_audio.model import AudioEBM
+from sance_audio.streams import Sound, count_windows, listen
 
 COLUMNS = (
     "path",
@@ -26,23 +24,25 @@ COLUMNS = (
     "duration_seconds",
     "notes",
 )
-BATCH, BATCH_SECONDS = 64, 300.0
-"""Clips, and seconds of sound, scored together at most."""
-SILENCE_DBFS = -80.0
+GROUP, GROUP_SECONDS = 64, 300.0
+"""Files, and seconds of sound, scored together at most; their rows are finished together."""
+
+Row = dict[str, Any]
+Listened = tuple[Path, Sound | None, str]
+"""A file, what was heard, and why nothing was."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scored:
     """What a scoring run did."""
 
-    rows: list[dict[str, Any]]
-    """One per file, in order, with the keys `COLUMNS`; only path and notes where a file could not
-    be read.
-    """
-    failed: int
+    files: int = 0
+    failed: int = 0
     """Files that could not be read."""
-    seconds_of_sound: float
-    seconds: float
+    problem: str = ""
+    """The note of the first of them."""
+    seconds_of_sound: float = 0.0
+    seconds: float = 0.0
     """Time it took, reading included."""
 
     @property
@@ -51,26 +51,30 @@ class Scored:
         return self.seconds / max(self.seconds_of_sound, 1e-9)
 
 
-def score_files(detector: EnergyDetector, paths: Iterable[Path]) -> Scored:
-    """Score files with a fitted detector; a file that cannot be read becomes a row that says
-    why.
+def score_files(
+    detector: EnergyDetector, paths: Iterable[Path], keep: Callable[[list[Row]], None]
+) -> Scored:
+    """Score files with a fitted detector; a file that cannot be read becomes a row that says why.
+
+    Arguments:
+        detector: With its model.
+        paths: Files; memory does not grow with their number or length.
+        keep: Takes finished rows, in the order of the files, group by group, with the keys
+            `COLUMNS`; only path and notes where a file could not be read.
     """
-    began, rows, failed, sound = time.perf_counter(), [], 0, 0.0
-    for group in _groups(paths):
-        good = [item for item in group if item[1] is not None]
-        marks = _assess(detector, [recording for _, recording, _ in good if recording is not None])
-        for path, recording, problem in group:
-            if recording is None:
-                failed += 1
-                rows.append({"path": str(path), "notes": problem})
-                continue
-            duration = len(recording.waveform) / recording.sample_rate
-            sound += duration
-            rows.append(
-                {"path": str(path), **next(marks), "duration_seconds": round(duration, 6)}
-                | {"notes": _notes(detector, recording)}
-            )
-    return Scored(rows, failed, sound, time.perf_counter() - began)
+    scored, began = Scored(), time.perf_counter()
+    assert detector.model is not None
+    for group in _groups(detector.model, paths):
+        rows = _rows(detector, group)
+        for row in rows:
+            scored.files += 1
+            scored.seconds_of_sound += row.get("duration_seconds", 0.0)
+            if "energy" not in row:
+                scored.failed += 1
+                scored.problem = scored.problem or row["notes"]
+        keep(rows)
+        scored.seconds = time.perf_counter() - began
+    return scored
 
 
 def check_output(path: Path) -> None:
@@ -81,63 +85,77 @@ def check_output(path: Path) -> None:
         raise ValueError(f"--out {path}: a folder stands there; name a file")
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically."""
-    with (
-        atomic(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _groups(paths: Iterable[Path]) -> Iterator[list[tuple[Path, audio.Recording | None, str]]]:
-    """Files, decoded where possible, in groups of `BATCH`."""
-    group: list[tuple[Path, audio.Recording | None, str]] = []
+def _groups(model: AudioEBM, paths: Iterable[Path]) -> Iterator[list[Listened]]:
+    """Files, listened to where possible, in groups of `GROUP`; one that is not held in memory
+    makes a group of its own.
+    """
+    group: list[Listened] = []
+    seconds = 0.0
     for path in paths:
         try:
-            group.append((path, audio.load(path), ""))
-        except audio.AudioError as error:
+            sound = listen(path, model.sample_rate, model.window, model.peak)
+        except AudioError as error:
             group.append((path, None, f"not scored: {error}"))
-        sound = sum(len(r.waveform) / r.sample_rate for _, r, _ in group if r is not None)
-        if len(group) == BATCH or sound > BATCH_SECONDS:
+        else:
+            if not sound.held:
+                yield from filter(None, (group, [(path, sound, "")]))
+                group, seconds = [], 0.0
+                continue
+            group.append((path, sound, ""))
+            seconds += sound.seconds
+        if len(group) == GROUP or seconds > GROUP_SECONDS:
             yield group
-            group = []
+            group, seconds = [], 0.0
     if group:
         yield group
 
 
-def _assess(
-    detector: EnergyDetector, recordings: list[audio.Recording]
-) -> Iterator[dict[str, Any]]:
+def _rows(detector: EnergyDetector, group: list[Listened]) -> list[Row]:
+    """One row a file."""
+    try:
+        marks = iter(_assess(detector, [sound for _, sound, _ in group if sound is not None]))
+    except AudioError as error:  # a file that is not held, so the only one of its group
+        group, marks = [(path, None, f"not scored: {error}") for path, _, _ in group], iter(())
+    rows: list[Row] = []
+    for path, sound, problem in group:
+        row: Row = {"path": str(path), "notes": problem}
+        if sound is not None:
+            assert detector.model is not None
+            row |= next(marks) | {"duration_seconds": round(sound.seconds, 6)}
+            row["notes"] = _notes(detector.model, sound)
+        rows.append(row)
+    return rows
+
+
+def _assess(detector: EnergyDetector, sounds: list[Sound]) -> list[Row]:
     """Energy, score, p-value and class of each recording."""
     model = detector.model
-    if not recordings or model is None:
-        return
-    x, counts = detector.windows([(r.waveform.numpy(), r.sample_rate) for r in recordings])
-    marks = detector.assess_windows(x, counts)
-    classes = [part.sum(0).argmax() for part in model.classify(x).split(counts)]
-    for i, y in enumerate(classes):
-        row: dict[str, Any] = {key: float(value[i]) for key, value in marks.items()}
-        yield row | ({"predicted_class": model.labels[int(y)]} if model.labels else {})
+    if not sounds or model is None:
+        return []
+    marks = detector.assess_windows((sound.parts() for sound in sounds), bool(model.labels))
+    classes = marks.pop("class_log_p").argmax(1) if model.labels else None
+    rows: list[Row] = [
+        {key: float(value[i]) for key, value in marks.items()} for i in range(len(sounds))
+    ]
+    if classes is not None:
+        for row, y in zip(rows, classes, strict=True):
+            row["predicted_class"] = model.labels[int(y)]
+    return rows
 
 
-def _notes(detector: EnergyDetector, recording: audio.Recording) -> str:
-    """What was done to a recording before it was scored."""
-    model, notes = detector.model, []
-    assert model is not None
-    wave, rate = recording.waveform, recording.sample_rate
-    if recording.channels > 1:
-        notes.append(f"{recording.channels} channels mixed down")
-    if rate != model.sample_rate:
-        notes.append(f"resampled from {rate} Hz")
-    length = round(len(wave) * model.sample_rate / rate)
-    if length < model.window:
-        notes.append(f"padded from {length} to {model.window} samples")
-    elif length > model.window:
-        notes.append(f"{len(model.windows(torch.zeros(length)))} windows")
-    level = 20 * float(wave.square().mean().sqrt().clamp_min(1e-12).log10())
-    if level < SILENCE_DBFS:
+def _notes(model: AudioEBM, sound: Sound) -> str:
+    """What was done to a recording before it was scored, and what is odd about it."""
+    notes = [sound.partial] if sound.partial else []
+    if sound.channels > 1:
+        notes.append(f"{sound.channels} channels mixed down")
+    if sound.sample_rate != model.sample_rate:
+        notes.append(f"resampled from {sound.sample_rate} Hz")
+    if sound.samples < model.window:
+        notes.append(f"padded from {sound.samples} to {model.window} samples")
+    elif sound.samples > model.window:
+        notes.append(f"{count_windows(sound.samples, model.window)} windows")
+    if sound.silent:
         notes.append("silent")
+    if sound.constant:
+        notes.append("constant: an offset without sound")
     return "; ".join(notes)

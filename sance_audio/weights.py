@@ -1,25 +1,28 @@
 """Tensors and their settings in one safetensors file: nothing in it can run code.
 
-Settings travel as JSON in the file's metadata under the key `sance_audio`, with the kind of object
-and a format number.
+Settings travel as JSON in the file's metadata under the key `sance_audio`, with the kind of
+object, a format number, and a digest of settings and tensors by which damage is found.
 """
 
 from __future__ import annotations
 
-__all__ = ["WeightsError", "save_weights", "load_weights", "locate"]
+__all__ = ["WeightsError", "save_weights", "load_weights", "locate", "digest"]
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from sance_audio.files import atomic
+from sance_audio.writing import write_whole
 
 FORMAT = 1
 KEY = "sance_audio"
+DIGEST = "sha256"
 
 
 class WeightsError(ValueError):
@@ -29,22 +32,33 @@ class WeightsError(ValueError):
 def save_weights(
     path: Path, kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]
 ) -> Path:
-    """Write tensors and settings, atomically."""
-    header = json.dumps({"kind": kind, "format": FORMAT, **settings})
-    with atomic(path) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            temporary,
-            {KEY: header},
-        )
+    """Write tensors and settings, atomically.
+
+    Raises:
+        OSError: a full disk, or whatever else kept the file from being written; it names the file.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = {"kind": kind, "format": FORMAT, DIGEST: digest(settings, tensors), **settings}
+    write_whole(path, save(tensors, {KEY: json.dumps(header)}))
     return path
+
+
+def digest(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of settings and tensors: their names, types, shapes and every bit."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors of a file.
 
     Raises:
-        WeightsError: another kind of file, another version, or values that are not finite.
+        WeightsError: another kind of file, another version, values that are not finite, or a file
+            that is not as it was written.
     """
     try:
         with safe_open(path, "pt") as opened:
@@ -66,6 +80,12 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     if broken:
         raise WeightsError(
             f"{path}: {broken[0]} holds NaN or infinite values; the file is damaged"
+        )
+    own = {k: v for k, v in header.items() if k not in ("kind", "format", DIGEST)}
+    if DIGEST in header and header[DIGEST] != digest(own, tensors):
+        raise WeightsError(
+            f"{path}: weights and settings do not match the digest written with them; the file is "
+            f"damaged or was changed: fetch it again"
         )
     return header, tensors
 

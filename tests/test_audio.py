@@ -1,3 +1,8 @@
+import errno
+import os
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -79,10 +84,10 @@ def test_windows():
 
 
 def test_find_audio(tmp_path):
-    for name in ("b/2.wav", "a/1.flac", "a/notes.txt"):
+    for name in ("b/2.wav", "a/1.FLAC", "a/notes.txt", "a/.hidden.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [p.name for p in audio.find_audio([tmp_path])] == ["1.flac", "2.wav"]
+    assert [p.name for p in audio.find_audio([tmp_path])] == ["1.FLAC", "2.wav"]
     assert audio.find_audio([tmp_path / "a" / "notes.txt"]) == [tmp_path / "a" / "notes.txt"]
     with pytest.raises(ValueError, match="no such file or folder"):
         audio.find_audio([tmp_path / "c"])
@@ -91,6 +96,180 @@ def test_find_audio(tmp_path):
         audio.find_audio([tmp_path / "d"])
 
 
+def test_find_audio_follows_each_linked_folder_once(tmp_path):
+    top, other = tmp_path / "top", tmp_path / "other"
+    for folder in (top / "x.wav", other):
+        folder.mkdir(parents=True)
+        (folder / "a.wav").touch()
+    (top / "again").symlink_to(top / "x.wav")  # reached by its own path as well
+    (top / "first").symlink_to(other)
+    (top / "second").symlink_to(other)
+    (other / "out").symlink_to(tmp_path)  # a loop through a folder above
+    (top / "self").symlink_to("self")
+    (top / "gone.wav").symlink_to("nowhere")
+    (top / "self.wav").symlink_to("self.wav")
+    expected = ["first/a.wav", "gone.wav", "self.wav", "x.wav/a.wav"]
+    assert audio.find_audio([top]) == [top / name for name in expected]
+    assert audio.find_audio([top / "gone.wav", top / "self.wav"]) == [
+        top / "gone.wav",
+        top / "self.wav",
+    ]
+
+
+def test_folders_that_cannot_be_listed_are_among_the_paths(tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "good.wav").touch()
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(os.fsdecode(path)).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert audio.find_audio([tmp_path]) == [tmp_path / "good.wav", tmp_path / "shut"]
+    assert audio.find_audio([tmp_path / "shut"]) == [tmp_path / "shut"]
+    with pytest.raises(audio.AudioError, match="found a directory"):
+        audio.load(tmp_path / "shut")
+
+
 def test_a_mixdown_does_not_overflow(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.full((10, 2), 3e38), 8000, subtype="FLOAT")
     assert torch.isfinite(audio.load(tmp_path / "a.wav").waveform).all()
+
+
+KINDS = {"a.wav": 0, "a.flac": 0, "a.aiff": 0, "a.ogg": 1e-6, "a.mp3": 1e-3}
+"""Formats, and how far a part may be from the same part of the whole."""
+
+
+@pytest.mark.parametrize(("name", "tolerance"), KINDS.items())
+def test_a_part_is_that_part_of_the_whole(tmp_path, name, tolerance):
+    path = tmp_path / name
+    wave = 0.1 * np.random.default_rng(0).standard_normal((3 * 8000, 2))
+    soundfile.write(path, wave, 8000)
+    assert audio.info(path) == (8000, 2, 24000, "")
+    whole = audio.load(path)
+    assert len(whole.waveform) == 24000
+    for start, seconds, first, last in (
+        (0.0, 1.0, 0, 8000),
+        (1.5, 0.5, 12000, 16000),
+        (2.5, 9.0, 20000, 24000),
+        (1.0, None, 8000, 24000),
+        (0.0, 1e-9, 0, 1),
+    ):
+        part = audio.load(path, start, seconds)
+        assert part[1:] == (8000, 2, "")
+        expected = whole.waveform[first:last]
+        torch.testing.assert_close(part.waveform, expected, atol=tolerance, rtol=0)
+    with pytest.raises(audio.AudioError, match="ends at 3 s, before 3 s"):
+        audio.load(path, 3.0)
+    for start, seconds in ((-1.0, None), (0.0, 0.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="expected start >= 0"):
+            audio.load(path, start, seconds)
+
+
+def test_a_part_is_read_without_the_rest(tmp_path):
+    """What is broken elsewhere is not found, and not in the way."""
+    wave = np.ones(80000)
+    wave[40000] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    assert len(audio.load(tmp_path / "a.wav", 6.0).waveform) == 32000
+    with pytest.raises(audio.AudioError, match="1 samples are NaN"):
+        audio.load(tmp_path / "a.wav", 4.9, 0.2)
+
+
+def test_info_decodes_nothing_and_fails_as_load_does(tmp_path):
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 8000, subtype="FLOAT")
+    assert audio.info(tmp_path / "nan.wav") == (8000, 1, 2, "")
+    soundfile.write(tmp_path / "header.wav", np.zeros(0), 8000)
+    (tmp_path / "text.wav").write_text("this is not sound")
+    for name in ("gone.wav", "header.wav", "text.wav", "."):
+        messages = []
+        for function in (audio.info, audio.load):
+            with pytest.raises(audio.AudioError) as caught:
+                function(tmp_path / name)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("WAV", b"data"), ("AIFF", b"SSND"), ("RF64", b"data")]
+)
+def test_a_file_cut_short_says_so(tmp_path, kind, name):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(1000), 8000, subtype="PCM_16", format=kind)
+    assert audio.load(path).partial == ""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1000])
+    recording = audio.load(path)
+    assert len(recording.waveform) == 500
+    assert "cut short: its header announces 200" in recording.partial
+    assert audio.info(path) == (8000, 1, 500, recording.partial)
+
+
+def test_a_stream_cut_short_says_so(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    partial = audio.load(path).partial
+    assert partial.startswith("cut short: its header announces 16000 samples, ")
+    assert audio.load(path, 0.0, 0.1).partial == ""
+
+
+@pytest.mark.parametrize("order", ["LITTLE", "BIG"])
+@pytest.mark.parametrize(
+    ("size", "partial"),
+    [
+        (2000, ""),
+        (0, ""),
+        (2**31 - 1, ""),
+        (0x7FFFF000, ""),
+        (2**32 - 1, ""),
+        (2**32 - 40, ""),
+        (4 * 10**9, "cut short: its header announces 4000000000 bytes of sound, 2000 are there"),
+    ],
+)
+def test_headers_that_lie_are_read_for_what_is_there(tmp_path, size, partial, order):
+    path = tmp_path / "a.wav"
+    wave = np.random.default_rng(0).integers(-30000, 30000, 1000).astype(np.int16)
+    soundfile.write(path, wave, 8000, endian=order)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I" if order == "LITTLE" else ">I", size)
+    path.write_bytes(content)
+    recording = audio.load(path)
+    assert recording.partial == partial
+    np.testing.assert_array_equal(recording.waveform.numpy() * 32768, wave)
+    assert audio.info(path) == (8000, 1, 1000, partial)
+
+
+def test_an_empty_data_chunk_before_others_is_no_sound(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(0), 8000)
+    path.write_bytes(path.read_bytes() + b"LIST" + struct.pack("<I", 4) + b"INFO")
+    with pytest.raises(audio.AudioError, match="no samples"):
+        audio.load(path)
+
+
+def test_a_flac_that_promises_too_much_or_nothing_is_read(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(1000), 8000)
+    whole = audio.load(path).waveform
+    content = bytearray(path.read_bytes())
+    field = int.from_bytes(content[18:26], "big") >> 36 << 36  # the last 36 bits are the length
+    for frames, partial in ((0, ""), (2**36 - 1, "announces 68719476735 samples, 1000")):
+        content[18:26] = (field + frames).to_bytes(8, "big")
+        path.write_bytes(content)
+        recording = audio.load(path)
+        assert torch.equal(recording.waveform, whole)
+        assert partial in recording.partial
+        assert audio.info(path).frames == frames
+
+
+def test_a_short_write_is_an_error(tmp_path, monkeypatch):
+    whole = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: whole(path, data[:100]))
+    with pytest.raises(OSError, match="only 100 of 2044 bytes arrived") as caught:
+        audio.write(tmp_path / "a.wav", torch.zeros(1000), 8000)
+    assert caught.value.filename == str(tmp_path / "a.wav")
+    assert list(tmp_path.iterdir()) == []

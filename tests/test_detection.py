@@ -4,7 +4,7 @@ import torch
 from conftest import small_model
 
 from sance_audio import EnergyDetector, audio
-from sance_audio.weights import WeightsError
+from sance_audio.weights import WeightsError, load_weights, save_weights
 
 
 def normals(n: int, seed: int = 0) -> list[torch.Tensor]:
@@ -89,6 +89,43 @@ def test_saved_and_loaded_it_is_the_same_detector(detector, tmp_path):
         np.testing.assert_array_equal(again.assess(clips)[key], value)
     np.testing.assert_array_equal(again.predict(clips), detector.predict(clips))
     assert again.alpha == detector.alpha
+
+
+def test_a_detector_belongs_to_its_model(detector, tmp_path):
+    """Any other weight, or setting, of the model beside it is refused."""
+    detector.save_pretrained(tmp_path)
+    heavier = small_model()
+    with torch.no_grad():
+        heavier.density.network.head.weight.view(-1)[0] += 1e-6
+    renamed = small_model()
+    renamed.labels = ("a", "b", "d")
+    for other in (small_model(trained=False), heavier, renamed):
+        other.save_pretrained(tmp_path)
+        with pytest.raises(WeightsError, match="calibrated with another model"):
+            EnergyDetector.from_pretrained(tmp_path)
+    small_model().save_pretrained(tmp_path)
+    EnergyDetector.from_pretrained(tmp_path)
+
+
+def test_a_model_that_changed_after_the_fit_is_refused(tmp_path):
+    model = small_model()
+    d = EnergyDetector(model, alpha=0.1).fit(normals(60))
+    with torch.no_grad():
+        model.density.log_z += 1
+    model.save_pretrained(tmp_path)
+    d.save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="calibrated with another model"):
+        EnergyDetector.from_pretrained(tmp_path)
+
+
+def test_a_detector_that_names_no_model_is_refused(detector, tmp_path):
+    detector.model.save_pretrained(tmp_path)
+    path = detector.save_pretrained(tmp_path)
+    settings, tensors = load_weights(path, "detector")
+    kept = {k: settings[k] for k in ("detector", "offset")}
+    save_weights(path, "detector", kept, tensors)
+    with pytest.raises(WeightsError, match="does not say which model"):
+        EnergyDetector.from_pretrained(tmp_path)
 
 
 def test_the_bare_energy_and_the_reference_alone():

@@ -10,8 +10,8 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files audio chunks config divergences energy processes weights",
-    1: "features reference networks samplers",
+    0: "files writing headers decoding audio chunks config divergences energy processes weights",
+    1: "streams features reference networks samplers",
     2: "inversion pictures noise diagnostics datasets",
     3: "model",
     4: "checkpoint evaluation",
@@ -22,8 +22,8 @@ LAYERS = {
     9: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-# Within layer 0, files and audio come first: audio.py and weights.py write through files.py.
-FOUNDATIONS = {"files"}
+# Within layer 0, these come first: audio.py and weights.py read and write through them.
+FOUNDATIONS = {"files", "writing", "headers", "decoding"}
 
 
 def modules() -> list[Path]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ["LogMel"]
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -172,17 +173,23 @@ class LogMel(nn.Module):
         """Natural logarithm of the floored mel, `(B, M, T)`, not standardised."""
         return self.mel(waveform).clamp_min(self.floor).log()
 
-    def fit(self, log_mel: Tensor) -> LogMel:
+    def fit(self, log_mel: Tensor | Iterable[Tensor]) -> LogMel:
         """Take one mean and one standard deviation from `(B, M, T)` log-mels of the training
-        clips.
+        clips, given at once or in several batches.
         """
-        std = float(log_mel.std())
+        n, total, squares = 0, 0.0, 0.0
+        for batch in [log_mel] if isinstance(log_mel, Tensor) else log_mel:
+            values = batch.double()
+            n, total = n + values.numel(), total + float(values.sum())
+            squares += float(values.square().sum())
+        mean = total / max(n, 1)
+        std = math.sqrt(max(squares - n * mean**2, 0.0) / max(n - 1, 1))
         if not (std > 1e-6 and math.isfinite(std)):
             raise ValueError(
                 f"the training log-mels have standard deviation {std:.3g}: are all clips silent?"
             )
-        self.mean.copy_(log_mel.mean())
-        self.std.copy_(log_mel.std())
+        self.mean.fill_(mean)
+        self.std.fill_(std)
         return self
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ["GaussianReference", "ComponentGaussian"]
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class GaussianReference(nn.Module):
 
     @staticmethod
     def fit(
-        x: Tensor,
+        x: Any,
         classes: Tensor | None = None,
         *,
         components: int = 1,
@@ -76,18 +77,22 @@ class GaussianReference(nn.Module):
         sigma: float = 0.2,
         floor: float = 0.01,
         seed: int = 0,
+        most: int = 4000,
     ) -> tuple[GaussianReference, Tensor]:
         """Fit to data: k-means on 40 principal components within each class, an exact SVD per
         component.
 
         Arguments:
-            x: Clean data `(N, ...)`, flattened to `(N, D)`.
+            x: Clean data: a tensor `(N, ...)`, flattened to `(N, D)`, or any object with a length
+                whose `x[indices]` is one.
             classes: Class of each row `(N,)`, integers from 0; one class for all when None.
             components: Components per class; fewer where a class has under 8 clips a component.
             rank: Largest rank r; a component of n clips has rank at most n - 2.
             sigma: Standard deviation of the dequantisation noise, added to the covariance.
             floor: Smallest remainder variance, before sigma^2 is added.
-            seed: Of k-means.
+            seed: Of k-means, and of the choice of rows.
+            most: Rows of a class that are fitted; where it has more, a random choice is, and every
+                other row belongs to its likeliest component.
 
         Returns:
             The reference, and the component of each row `(N,)`.
@@ -95,31 +100,39 @@ class GaussianReference(nn.Module):
         Raises:
             ValueError: a class without at least three clips.
         """
-        flat = x.detach().reshape(x.shape[0], -1).float()
-        classes = (
-            torch.zeros(len(flat), dtype=torch.long) if classes is None else classes.long().cpu()
-        )
+        n = len(x)
+        classes = torch.zeros(n, dtype=torch.long) if classes is None else classes.long().cpu()
         fitted: list[tuple[Tensor, ...]] = []
         owner: list[int] = []
-        assignment = torch.zeros(len(flat), dtype=torch.long)
+        assignment = torch.full((n,), -1)
+        g = torch.Generator().manual_seed(seed)
         for y in range(int(classes.max()) + 1):
             members = (classes == y).nonzero().flatten()
             if len(members) < 3:
                 raise ValueError(
                     f"class {y} has {len(members)} clips; a Gaussian needs at least 3"
                 )
-            groups = _split(flat[members], min(components, max(1, len(members) // 8)), seed)
+            if len(members) > most:
+                members = members[torch.randperm(len(members), generator=g)[:most].sort()[0]]
+            flat = x[members].detach().reshape(len(members), -1).float()
+            groups = _split(flat, min(components, max(1, len(members) // 8)), seed)
             for group in groups:
                 assignment[members[group]] = len(fitted)
-                fitted.append(_gaussian(flat[members[group]], rank, sigma, floor))
+                fitted.append(_gaussian(flat[group], rank, sigma, floor))
                 owner.append(y)
-        counts = torch.bincount(assignment, minlength=len(fitted)).float()
         mean, basis, eigenvalues, remainder = (
             torch.stack(parts) for parts in zip(*fitted, strict=True)
         )
         reference = GaussianReference(
-            mean, basis, eigenvalues, remainder, counts / counts.sum(), torch.tensor(owner)
+            mean, basis, eigenvalues, remainder, classes=torch.tensor(owner)
         )
+        left = (assignment < 0).nonzero().flatten()
+        for rows in left.split(256) if len(left) else ():
+            likely = reference.log_prob_all(x[rows])
+            likely = likely.masked_fill(reference.classes != classes[rows, None], -torch.inf)
+            assignment[rows] = likely.argmax(1)
+        counts = torch.bincount(assignment, minlength=len(fitted)).float()
+        reference.weight.copy_(counts / counts.sum())
         return reference, assignment
 
     def given(self, c: Tensor) -> ComponentGaussian:

@@ -2,10 +2,10 @@
 
     prepare(root, ...) -> Corpus
 
-A `Corpus` lists clips with a label and a split; it holds no audio, or holds it all when it was
-synthesised.
+A `Corpus` lists clips with a label, a split and a source; it holds no audio. `cache` turns clips
+into log-mels on disk.
 """
 
-from sance_audio.datasets.corpus import Clip, Corpus
+from sance_audio.datasets.corpus import Clip, Corpus, FileSource, Source
 
-__all__ = ["Clip", "Corpus"]
+__all__ = ["Clip", "Corpus", "FileSource", "Source"]

@@ -1,16 +1,58 @@
-"""What every corpus gives: clips with labels and splits, and their waveforms at one rate."""
+"""What every corpus gives: clips with labels and splits, in a fixed order, and where their sound
+comes from.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Clip", "Corpus"]
+__all__ = ["Clip", "Corpus", "Source", "FileSource"]
 
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import Tensor
+from typing import Protocol
 
 from sance_audio import audio
+
+
+class Source(Protocol):
+    """Where a clip's sound comes from: read when it is needed, known by its content."""
+
+    def load(self) -> audio.Recording:
+        """The sound, at its own rate. Raises `audio.AudioError`."""
+
+    def digest(self) -> str:
+        """A string that differs where the sound does. Raises `audio.AudioError`."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file, or a part of one."""
+
+    path: Path
+    start: float = 0.0
+    """In seconds."""
+    seconds: float | None = None
+    """Length; up to the end of the file when None."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole file."""
+        return self.start == 0 and self.seconds is None
+
+    def load(self) -> audio.Recording:
+        return audio.load(self.path, self.start, self.seconds)
+
+    def digest(self) -> str:
+        """A hash of the file's bytes and of the part."""
+        try:
+            with self.path.open("rb") as file:
+                whole = hashlib.blake2b(digest_size=16)
+                while block := file.read(2**20):
+                    whole.update(block)
+        except OSError as error:
+            raise audio.AudioError(f"{self.path}: cannot be read ({error.strerror})") from error
+        part = "" if self.whole else f"/{self.start}+{self.seconds}"
+        return whole.hexdigest() + part
 
 
 @dataclass(frozen=True)
@@ -22,50 +64,29 @@ class Clip:
     label: str
     split: str
     """"train", "valid" or "test"; "odd" for sounds of no class, kept for anomaly detection."""
-    load: Callable[[], tuple[Tensor, int]] = field(repr=False, compare=False)
-    """Gives the waveform `(N,)` and its rate in Hz."""
+    source: Source = field(repr=False)
 
 
 @dataclass
 class Corpus:
-    """Clips, in a fixed order, and what went wrong while reading them."""
+    """Clips, in a fixed order, and what went wrong while listing them."""
 
     name: str
     licence: str
     clips: list[Clip]
     labels: tuple[str, ...]
+    """Names of the classes; `()` for an unlabelled corpus."""
     problems: list[str] = field(default_factory=list)
+    """Files that were left out, each with the reason."""
+    windows: int = 1
+    """Windows of the model's length that a clip is trained on, at most: the first, or several
+    spread over it.
+    """
 
     def split(self, split: str) -> list[Clip]:
         return [clip for clip in self.clips if clip.split == split]
 
-    def waveforms(self, split: str, sample_rate: int) -> tuple[list[Tensor], list[Clip]]:
-        """All readable clips of a split at one rate; the others are added to `problems`.
-
-        Raises:
-            ValueError: not one clip of the split could be read.
-        """
-        waves, read = [], []
-        for clip in self.split(split):
-            try:
-                wave, rate = clip.load()
-            except audio.AudioError as error:
-                self.problems.append(str(error))
-                continue
-            waves.append(audio.resample(wave, rate, sample_rate))
-            read.append(clip)
-        if not waves:
-            raise ValueError(
-                f"{self.name}: no readable clip in the {split} split ({len(self.problems)} failed)"
-            )
-        return waves, read
-
     def index(self, clips: list[Clip]) -> list[int]:
-        """Class index of each clip, -1 for one of no class."""
+        """Class index of each clip: -1 for one of no class, 0 throughout an unlabelled corpus."""
         order = {label: i for i, label in enumerate(self.labels)}
-        return [order.get(clip.label, -1) for clip in clips]
-
-
-def from_file(path: Path) -> Callable[[], tuple[Tensor, int]]:
-    """A loader for one file."""
-    return lambda: audio.read(path)
+        return [order.get(clip.label, -1) if self.labels else 0 for clip in clips]

@@ -13,7 +13,8 @@ __all__ = ["prepare", "LABELS", "SAMPLE_RATE"]
 import re
 from pathlib import Path
 
-from sance_audio.datasets.corpus import Clip, Corpus, from_file
+from sance_audio.datasets.archives import fetch
+from sance_audio.datasets.corpus import Clip, Corpus, FileSource
 
 SAMPLE_RATE = 8000
 LABELS = tuple("0123456789")
@@ -52,34 +53,18 @@ def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpu
             continue
         digit, _speaker, index = match.groups()
         split = "test" if int(index) < 5 else "valid" if int(index) < 10 else "train"
-        clips.append(Clip(f"recordings/{path.name}", digit, split, from_file(path)))
+        clips.append(Clip(f"recordings/{path.name}", digit, split, FileSource(path)))
     if not clips:
         raise ValueError(f"{folder}: holds no file named {{digit}}_{{speaker}}_{{index}}.wav")
     return Corpus("fsdd", "CC BY-SA 4.0", clips, LABELS, problems)
 
 
 def _download(cache: Path) -> Path:
-    import pooch
-
-    try:
-        files = pooch.retrieve(
-            ARCHIVE,
-            known_hash=CHECKSUM,
-            path=cache,
-            fname="fsdd.zip",
-            processor=pooch.Unzip(),
-            progressbar=True,
-        )
-    except Exception as error:  # pooch raises whatever the network stack beneath it raises
-        raise ValueError(
-            f"could not download the Free Spoken Digit Dataset ({error}); fetch it by hand and "
-            f"pass --data DIR"
-        ) from error
-    found = [Path(f) for f in files if Path(f).parent.name == "recordings"]
-    clips = [f for f in found if NAME.fullmatch(f.name)]
+    folder = fetch(ARCHIVE, cache, "fsdd", CHECKSUM)
+    clips = [path for path in folder.glob("*/recordings/*") if NAME.fullmatch(path.name)]
     if len(clips) != CLIPS:
         raise ValueError(
-            f"{cache / 'fsdd.zip'}: expected {CLIPS} recordings in it, found {len(clips)}; delete "
-            f"it and try again, or pass --data DIR"
+            f"{folder}: expected {CLIPS} recordings below it, found {len(clips)}; delete it and "
+            f"try again, or pass --data DIR"
         )
     return clips[0].parent.parent

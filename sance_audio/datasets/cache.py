@@ -1,0 +1,256 @@
+"""Log-mels of a corpus, computed once: a memory-mapped array, known by its settings and content.
+
+    {key}.npy    (rows, M, T) float32, natural logarithms, not standardised
+    {key}.json   what each clip gave: rows, seconds, rate, channels; or why it gave nothing
+
+The key is a hash of the features' settings, the window, and every clip's name and content. The
+JSON file is written last, and only a pair of both counts, so that a kill leaves nothing that could
+be taken for a finished cache.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LogMels", "Reading", "cache_log_mels", "distinct", "training_windows"]
+
+import hashlib
+import json
+import mmap
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sance_audio import audio
+from sance_audio.chunks import run_chunks, slices
+from sance_audio.datasets.corpus import Clip, FileSource
+from sance_audio.features import LogMel
+from sance_audio.files import atomic, read_json, write_json
+from sance_audio.streams import SILENCE_DBFS, count_windows, listen, parts_of
+
+FORMAT = 1
+ROUND, PART = 128, 8
+"""Clips between two writes, and clips that a thread takes at a time."""
+HELD_BYTES = 64 * 2**20
+"""Bytes of the file that may stay in this process's memory once they have been read."""
+STALE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a clip gave."""
+
+    rows: int = 0
+    """Windows in the array."""
+    seconds: float = 0.0
+    rate: int = 0
+    """In Hz, the file's own."""
+    channels: int = 0
+    partial: str = ""
+    """What is missing of a file that holds less than it promises."""
+    silent: bool = False
+    empty: int = 0
+    """Windows passed over because they are silent."""
+    problem: str = ""
+    """Why nothing could be used."""
+
+
+class LogMels:
+    """Rows of a cached array as standardised log-mels; in memory only while they are used.
+
+    Arguments:
+        path: The array, `(rows, M, T)`.
+        rows: Which of its rows, `(N,)`, in the order wanted.
+        features: Standardises them.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray, features: LogMel):
+        self.path, self.rows, self.features = path, rows, features
+        self.array = np.load(path, mmap_mode="r")
+        self.held = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the rows in memory."""
+        return len(self) * self.array[:1].nbytes
+
+    def log_mels(self, index: slice | Tensor) -> Tensor:
+        """Log-mels `(n, M, T)`, not standardised, of rows named by a slice or indices `(n,)`."""
+        where = self.rows[index if isinstance(index, slice) else index.cpu().numpy()]
+        out = torch.from_numpy(np.ascontiguousarray(self.array[where]))
+        self.held += out.nbytes
+        if self.held > HELD_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self.array._mmap.madvise(mmap.MADV_DONTNEED)
+            self.held = 0
+        return out
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        """Standardised log-mels `(n, 1, M, T)`."""
+        mean, std = self.features.mean.cpu(), self.features.std.cpu()
+        return ((self.log_mels(index) - mean) / std).unsqueeze(1)
+
+
+def distinct(clips: Sequence[Clip]) -> tuple[list[Clip], list[str], list[str]]:
+    """Clips without repetitions, their digests, and a line on each repetition left out.
+
+    Of clips with the same content the one in the test split stays, then validation, then training:
+    nothing that is judged has been trained on.
+    """
+
+    def digest(clip: Clip) -> str:
+        try:
+            return clip.source.digest()
+        except audio.AudioError as error:
+            return f"unreadable {clip.name}: {error}"
+
+    parts = run_chunks(lambda part: [digest(c) for c in clips[part]], slices(len(clips), PART))
+    digests = [d for part in parts for d in part]
+    order = {split: i for i, split in enumerate(("test", "valid", "train"))}
+    first: dict[str, int] = {}
+    for i in sorted(range(len(clips)), key=lambda i: (order.get(clips[i].split, 3), i)):
+        first.setdefault(digests[i], i)
+    kept = sorted(first.values())
+    repeated = [
+        f"{clip.name} ({clip.split}): the same sound as {other.name} ({other.split})"
+        for i, clip in enumerate(clips)
+        if (other := clips[first[digests[i]]]) is not clip
+    ]
+    return [clips[i] for i in kept], [digests[i] for i in kept], repeated
+
+
+def cache_log_mels(
+    clips: Sequence[Clip],
+    digests: Sequence[str],
+    features: LogMel,
+    frames: int,
+    folder: str | Path,
+    *,
+    peak: float | None = None,
+    windows: int = 1,
+) -> tuple[Path, list[Reading]]:
+    """Log-mels of all readable clips, read from `folder` where they are there already.
+
+    Arguments:
+        clips: In the order of the array's rows.
+        digests: Of their contents, from `distinct`.
+        features: Gives rate and settings; fitted or not.
+        frames: Frames T of a window.
+        folder: Where the cache lies.
+        peak: As `audio.windows`.
+        windows: Windows a clip gives at most.
+
+    Returns:
+        The array's path, and what each clip gave.
+    """
+    named = [(clip.name, digest) for clip, digest in zip(clips, digests, strict=True)]
+    recipe = [FORMAT, features.settings, frames, peak, windows, named]
+    key = hashlib.blake2b(json.dumps(recipe).encode(errors="surrogatepass"), digest_size=12)
+    path = Path(folder) / f"{key.hexdigest()}.npy"
+    about = path.with_suffix(".json")
+    if path.exists() and about.exists():
+        return path, [Reading(**reading) for reading in read_json(about)]
+    about.unlink(missing_ok=True)
+    for left in path.parent.glob(".*.npy"):  # by a kill; one that is being written is younger
+        if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            left.unlink(missing_ok=True)
+
+    def read(part: slice) -> tuple[list[Tensor], list[Reading]]:
+        pairs = [_read(clip, features, frames, peak, windows) for clip in clips[part]]
+        return [x for x, _ in pairs], [reading for _, reading in pairs]
+
+    readings: list[Reading] = []
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        shape = features.n_mels, frames
+        start = _header(file, 0, shape)
+        for batch in _rounds(len(clips)):
+            for rows, some in run_chunks(read, batch):
+                file.write(torch.cat(rows).numpy().tobytes())
+                readings += some
+        assert _header(file, sum(r.rows for r in readings), shape) == start
+    write_json(about, [asdict(reading) for reading in readings])
+    return path, readings
+
+
+def _rounds(n: int) -> list[list[slice]]:
+    """Parts of the clips, in rounds: what one round gives is held in memory together."""
+    from tqdm import tqdm
+
+    parts = slices(n, PART)
+    rounds = [parts[part] for part in slices(len(parts), ROUND // PART)]
+    hidden = True if n < 10 * ROUND else None  # None: hidden where nobody watches
+    return tqdm(rounds, desc="features", unit_scale=ROUND, unit="clip", disable=hidden)
+
+
+def _header(file: object, rows: int, shape: tuple[int, int]) -> int:
+    """Write the array's header at the file's start: NumPy leaves room in it for rows to come."""
+    file.seek(0)  # type: ignore[attr-defined]
+    form = {"descr": "<f4", "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(file, form)  # type: ignore[arg-type]
+    return file.tell()  # type: ignore[attr-defined]
+
+
+def _read(
+    clip: Clip, features: LogMel, frames: int, peak: float | None, windows: int
+) -> tuple[Tensor, Reading]:
+    """Log-mels `(rows, M, T)` of a clip's windows, and what it gave."""
+    rate, length = features.sample_rate, features.length(frames)
+    try:
+        if isinstance(clip.source, FileSource) and clip.source.whole:
+            # However long it is, no more of it is held than the windows wanted.
+            sound = listen(clip.source.path, rate, length, peak)
+            chosen, empty = _chosen(sound.parts, count_windows(sound.samples, length), windows)
+            found = sound.seconds, sound.sample_rate, sound.channels, sound.partial, sound.silent
+        else:
+            wave, own_rate, channels, partial = clip.source.load()
+            level = 20 * float(wave.square().mean().sqrt().clamp_min(1e-12).log10())
+            found = len(wave) / own_rate, own_rate, channels, partial, level < SILENCE_DBFS
+            wave = audio.resample(wave, own_rate, rate)
+            chosen, empty = training_windows(wave, length, peak, windows)
+    except audio.AudioError as error:
+        return torch.zeros(0, features.n_mels, frames), Reading(problem=str(error))
+    return features.log_mel(chosen), Reading(len(chosen), *found, empty)
+
+
+def training_windows(
+    wave: Tensor, length: int, peak: float | None, most: int
+) -> tuple[Tensor, int]:
+    """Windows `(W, length)` of a clip `(N,)` to train on, and how many silent ones are left out.
+
+    The first alone, for `most` of 1; otherwise up to `most`, spread over the clip, that do not
+    overlap and are not silent (digital silence between sounds would be learnt as a sound of its
+    own). A clip that is silent throughout gives one.
+    """
+    return _chosen(lambda: parts_of(wave, length, peak), count_windows(len(wave), length), most)
+
+
+def _chosen(parts: Callable[[], Iterable[Tensor]], count: int, most: int) -> tuple[Tensor, int]:
+    """As `training_windows`, of `count` windows that overlap by a half."""
+    apart = list(range(0, count, 2))
+    if most > 1:
+        square = torch.cat([part.square().mean(1) for part in parts()])
+        loud = [i for i in apart if square[i] > 10 ** (SILENCE_DBFS / 10)]
+    else:
+        loud = apart
+    wanted = [loud[i] for i in _spread(len(loud), most)] or [0]
+    chosen, seen = [], 0
+    for part in parts():
+        chosen += [part[i - seen] for i in wanted if seen <= i < seen + len(part)]
+        seen += len(part)
+        if len(chosen) == len(wanted):
+            break
+    return torch.stack(chosen), len(apart) - len(loud)
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most `most` of n places, evenly spread from the first.
+
+    >>> _spread(3, 5), _spread(10, 4), _spread(10, 1)
+    ([0, 1, 2], [0, 2, 5, 7], [0])
+    """
+    return list(range(n)) if n <= most else [i * n // most for i in range(most)]

@@ -1,0 +1,121 @@
+"""What a recipe can be told on the command line."""
+
+from __future__ import annotations
+
+__all__ = ["Options", "Results", "parse", "options_from", "FREE"]
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sance_audio.config import TrainConfig
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a recipe can be told on the command line."""
+
+    run: Path = Path("runs/unnamed")
+    """Run folder. The same command again resumes."""
+    data: Path | None = None
+    """Folder of the corpus; downloaded where the recipe knows how when left out."""
+    preset: Literal["smoke", "cpu", "gpu"] = "cpu"
+    """smoke: under a minute, to see that all works. cpu: two cores. gpu: one modern GPU."""
+    cache: Path | None = None
+    """Folder for computed features, which runs may share; `features` in the run folder when left
+    out."""
+    log_with: Literal["none", "tensorboard"] = "none"
+    """A tracker beside metrics.jsonl: scalars, spectrograms and clips, below RUN/tensorboard."""
+    device: str = "auto"
+    """cpu, cuda, or auto: the preset gpu on a GPU when there is one, everything else on the CPU.
+    """
+    seed: int = 0
+    """Of everything random."""
+    frames: int = 64
+    """Frames in the model's window."""
+    components: int = 3
+    """Gaussian components per class in the reference."""
+    rank: int = 24
+    """Principal directions per component."""
+    sigma: float = 0.2
+    """Standard deviation of the dequantisation noise."""
+    network: Literal["smoke", "cpu", "gpu"] = "cpu"
+    """Size of the energy network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+    generation_steps: int = 200
+    """Langevin steps of a generated clip."""
+    annealing: int = 100
+    """Temperatures of the estimate of log Z."""
+    classifier_epochs: int = 12
+    """Passes of the evaluating classifier over the training clips."""
+    evaluate: int = 200
+    """Generated clips that the table is computed on."""
+    clips: int = 24
+    """Generated clips written to clips/."""
+
+    def __post_init__(self) -> None:
+        least = {"seed": 0, "frames": 16, "components": 1, "rank": 1, "generation_steps": 0}
+        least |= {"annealing": 1, "classifier_epochs": 1, "evaluate": 2, "clips": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"--{name} must be at least {value}, found {getattr(self, name)}")
+        if not self.sigma > 0:
+            raise ValueError(f"--sigma must be positive, found {self.sigma}")
+
+
+FREE = {"run", "data", "cache", "log_with", "device"}
+FREE |= {"generation_steps", "annealing", "evaluate", "clips"}
+"""Options that a finished or interrupted run may be given anew; any other decides what it is."""
+
+O = TypeVar("O", bound=Options)
+
+
+def parse(
+    presets: dict[str, O],
+    description: str,
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
+) -> O:
+    """Options from the command line: a preset, and whatever else is named changed in it.
+
+    Arguments:
+        presets: Options by preset name; "auto" is the default where there is one, else "cpu".
+        description: Shown by --help.
+        arguments: As in sys.argv[1:].
+        program: Name shown by --help.
+    """
+    import tyro
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    usual = "auto" if "auto" in presets else "cpu"
+    chosen = usual
+    for i, word in enumerate(arguments):
+        if word == "--preset" and i + 1 < len(arguments):
+            chosen = arguments[i + 1]
+        elif word.startswith("--preset="):
+            chosen = word.partition("=")[2]
+    default = presets.get(chosen, presets[usual])
+    return tyro.cli(
+        type(default), default=default, args=arguments, description=description, prog=program
+    )
+
+
+def options_from(settings: dict[str, Any], default: O) -> O:
+    """Options as a run's `config.json` holds them.
+
+    Raises:
+        ValueError: settings that these options cannot have.
+    """
+    values = {f.name: settings[f.name] for f in fields(default) if f.name in settings}
+    try:
+        values["train"] = TrainConfig(**values["train"])
+        for name in ("run", "data", "cache"):
+            values[name] = None if values.get(name) is None else Path(values[name])
+        return type(default)(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"config.json: settings of another version ({error})") from error

@@ -1,0 +1,263 @@
+"""From a corpus to a model about to be trained: features, a report on what was read, a reference.
+
+Nothing is dropped in silence. What was left out, read in part, repeated, padded, cut, resampled or
+mixed down is counted, and listed by name in `preparation.json`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Material", "prepare", "build"]
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sance_audio import audio, processes
+from sance_audio.datasets import Clip, Corpus
+from sance_audio.datasets.cache import (
+    LogMels,
+    Reading,
+    cache_log_mels,
+    distinct,
+    training_windows,
+)
+from sance_audio.energy import ReferencedEnergy
+from sance_audio.features import LogMel
+from sance_audio.files import write_json
+from sance_audio.model import AudioEBM
+from sance_audio.networks import SIZES, ResidualEnergy
+from sance_audio.options import Options, Results
+from sance_audio.reference import GaussianReference
+
+PEAK = 0.5
+"""Peak that clips are scaled to, so that level is no evidence; generated ones have room above it.
+"""
+SPLITS = ("train", "valid", "test")
+IN_MEMORY = 128 * 2**20
+"""Bytes of log-mels of a split, up to which they are held in memory."""
+LISTED = 10
+"""Lines printed of each kind of problem; all stand in preparation.json."""
+
+
+@dataclass
+class Material:
+    """A corpus as the model sees it, by split."""
+
+    clips: dict[str, list[Clip]]
+    """Those that could be read, repetitions left out."""
+    x: dict[str, Tensor | LogMels]
+    """`(N, 1, M, T)`, standardised log-mels: of each clip one row, or several one after the other.
+    """
+    owner: dict[str, Tensor]
+    """`(N,)`, the clip of each row."""
+    y: dict[str, Tensor]
+    """`(N,)`, class indices."""
+    windows: int
+    """Rows that a clip has at most."""
+    facts: Results
+    """What `preparation.json` holds."""
+
+    def some(self, split: str, most: int) -> tuple[Tensor, Tensor]:
+        """Log-mels of a split `(n, 1, M, T)`, at most so many, and which rows they are `(n,)`:
+        all in order, or a fixed random choice.
+        """
+        n = len(self.y[split])
+        rows = torch.arange(n)
+        if n > most:
+            rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort()[0]
+        return self.x[split][rows], rows
+
+    def wave(self, split: str, clip: int, sample_rate: int) -> Tensor:
+        """The waveform `(N,)` of a clip at one rate, read anew."""
+        recording = self.clips[split][clip].source.load()
+        return audio.resample(recording.waveform, recording.sample_rate, sample_rate)
+
+    def window(self, split: str, clip: int, k: int, model: AudioEBM) -> Tensor:
+        """The sound `(window,)` of the k-th of a clip's rows."""
+        wave = self.wave(split, clip, model.sample_rate)
+        return training_windows(wave, model.window, model.peak, self.windows)[0][k]
+
+
+def prepare(
+    corpus: Corpus,
+    features: LogMel,
+    options: Options,
+    *,
+    frames: int | None = None,
+    fitted: bool = False,
+) -> Material:
+    """Log-mels of a corpus, from the cache where they are there; prints a report and writes
+    `preparation.json` into the run.
+
+    Arguments:
+        corpus: Its splits "train", "valid" and "test".
+        features: Fitted here on the training split, unless they are `fitted`.
+        options: Run folder, cache, frames.
+        frames: Frames of a window, where it is not `options.frames`.
+
+    Raises:
+        ValueError: a split without a readable clip; a class without training clips.
+    """
+    frames = options.frames if frames is None else frames
+    listed = [clip for split in SPLITS for clip in corpus.split(split)]
+    clips, digests, repeated = processes.on_main(lambda: distinct(listed))
+    folder = options.cache or options.run / "features"
+    path, readings = processes.on_main(
+        lambda: cache_log_mels(
+            clips, digests, features, frames, folder, peak=PEAK, windows=corpus.windows
+        )
+    )
+    facts = _facts(corpus, clips, readings, repeated, features, frames)
+    if processes.is_main():
+        write_json(options.run / "preparation.json", facts)
+        _report(corpus.name, facts)
+    material = _material(corpus, clips, path, readings, features, facts)
+    if not fitted:
+        train = LogMels(path, _rows(clips, readings)["train"][0], features)
+        features.fit(train.log_mels(slice(i, i + 1024)) for i in range(0, len(train), 1024))
+    for split, x in material.x.items():
+        if isinstance(x, LogMels) and x.nbytes <= IN_MEMORY:
+            material.x[split] = x[:]
+    return material
+
+
+def build(
+    material: Material, corpus: Corpus, features: LogMel, options: Options
+) -> tuple[AudioEBM, Tensor]:
+    """An untrained model: the reference fitted to the training rows, the network at its start.
+
+    Returns:
+        The model, and the component of each training row `(N,)`.
+    """
+    reference, components = GaussianReference.fit(
+        material.x["train"],
+        material.y["train"],
+        components=options.components,
+        rank=options.rank,
+        sigma=options.sigma,
+        seed=options.seed,
+    )
+    torch.manual_seed(options.seed)
+    size = SIZES[options.network]
+    network = ResidualEnergy(reference.n_components, **size)
+    positions = network.map(material.x["train"][:1]).numel()
+    torch.manual_seed(options.seed)
+    network = ResidualEnergy(reference.n_components, **size, positions=positions)
+    model = AudioEBM(
+        features,
+        ReferencedEnergy(reference, network),
+        corpus.labels,
+        frames=options.frames,
+        sigma=options.sigma,
+        peak=PEAK,
+        step_size=options.train.step_size,
+        cap=options.train.cap,
+        steps=options.generation_steps,
+    )
+    if processes.is_main():
+        weights = sum(p.numel() for p in network.parameters())
+        print(f"{reference.n_components} Gaussian components; {weights} parameters")
+    return model, components
+
+
+def _rows(
+    clips: Sequence[Clip], readings: Sequence[Reading]
+) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """By split: its rows of the array, and the readable clips that they belong to, in order."""
+    ends = np.cumsum([reading.rows for reading in readings])
+    out = {}
+    for split in SPLITS:
+        mine = [i for i, c in enumerate(clips) if c.split == split and readings[i].rows]
+        rows = [np.arange(ends[i] - readings[i].rows, ends[i]) for i in mine]
+        out[split] = np.concatenate(rows) if rows else np.arange(0), mine
+    return out
+
+
+def _material(
+    corpus: Corpus,
+    clips: Sequence[Clip],
+    path: Path,
+    readings: Sequence[Reading],
+    features: LogMel,
+    facts: Results,
+) -> Material:
+    material = Material({}, {}, {}, {}, corpus.windows, facts)
+    for split, (rows, mine) in _rows(clips, readings).items():
+        if not mine:
+            failed = len(facts["left_out"])
+            raise ValueError(
+                f"{corpus.name}: no readable clip in the {split} split ({failed} left out)"
+            )
+        material.clips[split] = [clips[i] for i in mine]
+        material.x[split] = LogMels(path, rows, features)
+        counts = torch.tensor([readings[i].rows for i in mine])
+        material.owner[split] = torch.arange(len(mine)).repeat_interleave(counts)
+        material.y[split] = torch.tensor(corpus.index(material.clips[split]))[
+            material.owner[split]
+        ]
+    missing = [label for i, label in enumerate(corpus.labels) if i not in material.y["train"]]
+    if missing:
+        raise ValueError(f"{corpus.name}: no training clip of {', '.join(missing)}")
+    return material
+
+
+def _facts(
+    corpus: Corpus,
+    clips: Sequence[Clip],
+    readings: Sequence[Reading],
+    repeated: list[str],
+    features: LogMel,
+    frames: int,
+) -> Results:
+    """What was read and what was not, with the names of whatever was not as it should be."""
+    window = features.length(frames) / features.sample_rate
+    good = [(c, r) for c, r in zip(clips, readings, strict=True) if r.rows]
+    long = [(c, r) for c, r in good if r.seconds > window]
+    return {
+        "clips": {s: sum(c.split == s for c, _ in good) for s in SPLITS},
+        "rows": {s: sum(r.rows for c, r in good if c.split == s) for s in SPLITS},
+        "seconds": sum(r.seconds for _, r in good),
+        "window_seconds": window,
+        "sample_rate": features.sample_rate,
+        "padded": sum(r.seconds < window for _, r in good),
+        "longer_than_window": len(long),
+        "seconds_unused": sum(max(0.0, r.seconds - r.rows * window) for _, r in long),
+        "silent_windows": sum(r.empty for _, r in good),
+        "resampled": sum(r.rate != features.sample_rate for _, r in good),
+        "mixed_down": sum(r.channels > 1 for _, r in good),
+        "left_out": [*corpus.problems, *(r.problem for r in readings if r.problem)],
+        "repeated": repeated,
+        "read_in_part": [f"{c.name}: {r.partial}" for c, r in good if r.partial],
+        "silent": [c.name for c, r in good if r.silent],
+    }
+
+
+def _report(name: str, facts: Results) -> None:
+    """Counts on standard output; names of what was not as it should be on standard error."""
+    counts = ", ".join(f"{n} {split}" for split, n in facts["clips"].items())
+    rows = sum(facts["rows"].values())
+    print(f"{name}: {counts} clips, {facts['seconds'] / 60:.1f} minutes, {rows} windows")
+    print(
+        f"  of {facts['window_seconds']:.2f} s at {facts['sample_rate']} Hz: {facts['padded']} "
+        f"clips padded, {facts['longer_than_window']} longer ({facts['seconds_unused']:.0f} s of "
+        f"them unused), {facts['silent_windows']} silent windows passed over, "
+        f"{facts['resampled']} resampled, {facts['mixed_down']} mixed down"
+    )
+    kinds = {
+        "left_out": "left out",
+        "repeated": "left out as repetitions",
+        "read_in_part": "read in part",
+        "silent": "silent",
+    }
+    print("  " + ", ".join(f"{len(facts[key])} {words}" for key, words in kinds.items()))
+    for key, words in kinds.items():
+        for line in facts[key][:LISTED]:
+            print(f"{words}: {line}", file=sys.stderr)
+        if len(facts[key]) > LISTED:
+            more = len(facts[key]) - LISTED
+            print(f"{words}: {more} more, all in preparation.json", file=sys.stderr)

@@ -1,0 +1,110 @@
+"""Downloads: from a server on this machine; archives that would write where they must not."""
+
+import io
+import tarfile
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from sance_audio.datasets import archives, fsdd
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, name: str, content: bytes = b"x", link: str = "") -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(name)
+        if link:
+            member.type, member.linkname = tarfile.SYMTYPE, link
+        else:
+            member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, and the address it is served at."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / "served").mkdir()
+    handler = partial(Quiet, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["../evil.wav", "/tmp/evil.wav", "a/../../evil.wav", "..\\evil"])
+def test_a_path_that_leads_outside_is_refused(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    for archive in (
+        zipped(tmp_path / "a.zip", {"good.wav": b"x", name: b"x"}),
+        tarred(tmp_path / "a.tar.gz", name),
+    ):
+        with pytest.raises(ValueError, match="outside its folder"):
+            archives.unpack(archive, tmp_path / "in" / "corpus")
+        assert list((tmp_path / "in").iterdir()) == [], "nothing was unpacked"
+    assert not (tmp_path / "evil.wav").exists()
+    assert not Path("/tmp/evil.wav").exists()
+
+
+def test_links_are_refused(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    for path in (tmp_path / "a.zip", tarred(tmp_path / "a.tar.gz", "link", link="/etc/passwd")):
+        with pytest.raises(ValueError, match="no plain file"):
+            archives.unpack(path, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_good_archives_are_unpacked_and_damaged_ones_are_not(tmp_path):
+    good = zipped(tmp_path / "a.zip", {"deep/in/a.txt": b"1", "b.txt": b"2"})
+    archives.unpack(good, tmp_path / "zip")
+    assert (tmp_path / "zip" / "deep" / "in" / "a.txt").read_bytes() == b"1"
+    archives.unpack(tarred(tmp_path / "a.tar.gz", "c.txt", b"3"), tmp_path / "tar")
+    assert (tmp_path / "tar" / "c.txt").read_bytes() == b"3"
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(good.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="damaged archive"):
+        archives.unpack(broken, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
+def test_digits_are_downloaded_once_and_counted(served, tmp_path, monkeypatch):
+    folder, address = served
+    names = [f"{d}_ann_{i}.wav" for d in range(10) for i in range(3)]
+    zipped(folder / "v1.zip", {f"fsdd-1/recordings/{n}": b"sound" for n in names})
+    monkeypatch.setattr(fsdd, "ARCHIVE", f"{address}/v1.zip")
+    with pytest.raises(ValueError, match="expected 3000 recordings below it, found 30"):
+        fsdd.prepare(cache=tmp_path / "cache")
+    monkeypatch.setattr(fsdd, "CLIPS", 30)
+    corpus = fsdd.prepare(cache=tmp_path / "cache")
+    assert len(corpus.clips) == 30
+    (folder / "v1.zip").unlink()
+    assert len(fsdd.prepare(cache=tmp_path / "cache").clips) == 30, "kept"
+
+
+def test_a_download_that_fails_names_the_way_out(served, tmp_path, monkeypatch):
+    folder, address = served
+    monkeypatch.setattr(fsdd, "ARCHIVE", f"{address}/gone.zip")
+    with pytest.raises(ValueError, match="pass --data DIR"):
+        fsdd.prepare(cache=tmp_path / "cache")
+    zipped(folder / "v1.zip", {"a": b"1"})
+    with pytest.raises(ValueError, match="could not download"):
+        archives.fetch(f"{address}/v1.zip", tmp_path / "cache", "a", "sha256:" + 64 * "0")
+    assert not (tmp_path / "cache" / "a").exists()

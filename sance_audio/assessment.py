@@ -1,12 +1,12 @@
-"""The later steps that recipes share: judging generated clips, and detection."""
+"""Judging generated clips: the steps that recipes and `sance-audio evaluate` share."""
 
 from __future__ import annotations
 
-__all__ = ["classify", "Generated", "generate", "analyse", "write_clips", "evaluate", "detect"]
+__all__ = ["classify", "Generated", "generate", "analyse", "write_clips", "evaluate", "examples"]
 
-import sys
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,32 +14,78 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sance_audio import audio, evaluation
-from sance_audio.detection import EnergyDetector
+from sance_audio import audio, evaluation, metrics
+from sance_audio.files import write_json
 from sance_audio.model import AudioEBM
-from sance_audio.weights import load_weights, save_weights
-from sance_audio.workflow import Material, Options, Results
+from sance_audio.options import Options, Results
+from sance_audio.preparation import Material
+from sance_audio.weights import WeightsError, load_weights, save_weights
+
+TAUGHT, COMPARED, TESTED = 10_000, 2_500, 2_000
+"""Rows, at most: of training clips that the classifier learns from, of training clips that others
+are compared with, of test clips.
+"""
+FEW = 640
+"""Clips (ten for each of the 64 features) below which KID, unbiased, is the figure to read."""
+CLASSIFIER_SEED = 0
+"""One for all runs, whatever theirs, so that their figures compare."""
+PAIRS = 3
+"""Generated clips nearest to a training clip, written beside it."""
 
 
-def classify(
-    material: Material, options: Options, labels: tuple[str, ...]
-) -> evaluation.Classifier:
-    """The evaluating classifier: trained on the training clips once, kept in the run."""
+@dataclass(frozen=True)
+class Judge:
+    """The evaluating classifier of a run."""
+
+    classifier: evaluation.Classifier
+    kinds: tuple[str, ...]
+    """What it tells apart: the labels, or clusters of the training clips where there are none."""
+    sha256: str
+    """Of its file: the same hash, the same judge."""
+
+
+def classify(model: AudioEBM, material: Material, options: Options) -> Judge:
+    """The judge of a run: trained on the training clips once, and kept in the run folder.
+
+    An unlabelled model's clips have no classes; its classifier learns to tell clusters of them
+    apart, which gives features to compare sets of clips in.
+
+    Raises:
+        WeightsError: the file in the run is no classifier of this model.
+    """
     path = options.run / "classifier.safetensors"
-    if path.exists():
-        settings, tensors = load_weights(path, "classifier")
+    if not path.exists():
+        x, rows = material.some("train", TAUGHT)
+        y = material.y["train"][rows] if model.labels else _kinds(x)
+        kinds = model.labels or tuple(f"kind {k + 1}" for k in range(int(y.max()) + 1))
+        epochs = options.classifier_epochs
+        trained = evaluation.train_classifier(
+            x, y, len(kinds), epochs=epochs, seed=CLASSIFIER_SEED
+        )
+        about = {"classifier": trained.settings, "kinds": kinds, "epochs": epochs}
+        save_weights(path, "classifier", about, trained.state_dict())
+    settings, tensors = load_weights(path, "classifier")
+    kinds = tuple(settings.get("kinds", model.labels))
+    try:
         classifier = evaluation.Classifier(**settings["classifier"])
         classifier.load_state_dict(tensors)
-        return classifier.eval()
-    classifier = evaluation.train_classifier(
-        material.x["train"],
-        material.y["train"],
-        len(labels),
-        epochs=options.classifier_epochs,
-        seed=options.seed,
-    )
-    save_weights(path, "classifier", {"classifier": classifier.settings}, classifier.state_dict())
-    return classifier
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path}: not a classifier of this version ({error})") from error
+    if model.labels and kinds != model.labels:
+        raise WeightsError(f"{path}: tells {', '.join(kinds)} apart, not the model's labels")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Judge(classifier.eval(), kinds, digest)
+
+
+def _kinds(x: Tensor) -> Tensor:
+    """Clusters `(N,)` of log-mels `(N, 1, M, T)`, by each band's mean and deviation over time."""
+    from sklearn.cluster import KMeans
+    from sklearn.preprocessing import StandardScaler
+
+    bands = torch.cat([x.mean(3), x.std(3)], 2).squeeze(1).cpu().numpy()
+    k = max(2, min(10, len(x) // 20))
+    found = KMeans(k, n_init=4, random_state=0).fit_predict(StandardScaler().fit_transform(bands))
+    return torch.from_numpy(found).long()
 
 
 @dataclass
@@ -51,13 +97,17 @@ class Generated:
     classes: list[int]
     x: Tensor
     """`(n, 1, M, T)`: the log-mels of the waveforms."""
+    seconds: float
+    """That generating them took."""
 
 
 def generate(model: AudioEBM, n: int, seed: int, *, reference_only: bool = False) -> Generated:
     """n clips in balanced classes, and their sounds analysed again."""
+    began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     waves = model.generate(n, generator, reference_only=reference_only)
-    return Generated(waves, model.classes(n), analyse(model, waves))
+    seconds = time.perf_counter() - began
+    return Generated(waves, model.classes(n), analyse(model, waves), seconds)
 
 
 def analyse(model: AudioEBM, waves: Sequence[Tensor] | Tensor) -> Tensor:
@@ -80,158 +130,191 @@ def write_clips(model: AudioEBM, waves: Tensor, classes: Sequence[int], folder: 
 
 
 def evaluate(
-    model: AudioEBM, classifier: evaluation.Classifier, material: Material, options: Options
-) -> Results:
+    model: AudioEBM, judge: Judge, material: Material, options: Options
+) -> tuple[Results, Generated]:
     """The table: real test clips, the same through inversion, the reference alone, the model; and
-    what it shows.
+    what it shows. Written to `evaluation.json`, with the closest pairs as WAVs in `evaluation/`.
 
-    Writes the model's first `options.clips` clips, and examples of the other rows, into the run
-    folder.
+    Returns:
+        The results, and the clips that the model made.
     """
-    labels, n = model.labels, options.evaluate
-    began = time.perf_counter()
-    ours = generate(model, max(n, options.clips), options.seed)
-    seconds = time.perf_counter() - began
+    n = options.evaluate
+    ours = generate(model, n, options.seed)
     alone = generate(model, n, options.seed, reference_only=True)
-    test_y = material.y["test"]
-    order = torch.randperm(
-        len(test_y), generator=torch.Generator().manual_seed(0)
-    )  # any first rows are a fair draw
-    x_test, test_y = material.x["test"][order], test_y[order]
-    again = model.invert(x_test.to(model.device))
+    x_test, rows = material.some("test", TESTED)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    x_test, rows = x_test[order], rows[order]  # any first rows are a fair draw
+    again = analyse(model, model.invert(x_test.to(model.device)))
+    x_real, real_rows = material.some("train", COMPARED)
+    order = torch.randperm(len(real_rows), generator=torch.Generator().manual_seed(1))
+    real = evaluation.describe(judge.classifier, x_real[order])
 
-    real, _ = classifier.describe(material.x["train"])
-    n_equal = min(n, len(test_y))
-    described, table = {}, {}
-    for name, x, meant in (
-        ("real test clips", x_test, test_y),
-        ("real through inversion", analyse(model, again), test_y),
-        ("reference only", alone.x, torch.tensor(alone.classes)),
-        ("ours", ours.x[:n], torch.tensor(ours.classes[:n])),
-    ):
-        phi, p = classifier.describe(x.cpu())
-        described[name] = phi, p.argmax(1) == meant.numpy()
-        table[name] = evaluation.row(phi, p, meant.numpy(), real, labels, n_equal)
+    def described(x: Tensor, y: Tensor) -> evaluation.Described:
+        return evaluation.describe(judge.classifier, x, y if model.labels else None)
 
-    (phi, right), (phi_0, right_0) = described["ours"], described["reference only"]
-    fid = evaluation.paired_interval(
-        lambda i: (
-            evaluation.frechet_distance(phi[i], real) - evaluation.frechet_distance(phi_0[i], real)
+    y_test = material.y["test"][rows]
+    sets = {
+        "real test clips": described(x_test, y_test),
+        "real through inversion": described(again, y_test),
+        "reference only": described(alone.x, torch.tensor(alone.classes)),
+        "ours": described(ours.x, torch.tensor(ours.classes)),
+    }
+    n_equal = min(n, len(rows), len(x_real))
+    table = {name: evaluation.row(s, real, judge.kinds, n_equal) for name, s in sets.items()}
+    judged_by = {"sha256": judge.sha256, "seed": CLASSIFIER_SEED, "kinds": judge.kinds}
+    results = {
+        "table": table,
+        "n_equal": n_equal,
+        "headline": "kid" if n_equal < FEW else "fid",
+        "classifier": judged_by,
+        "seed": options.seed,
+        "differences": _differences(sets["ours"], sets["reference only"], real),
+        "memorisation": _memorisation(model, material, options.run, judge, ours, x_test),
+        "generation": _levels(model, ours),
+    }
+    write_json(options.run / "evaluation.json", results)
+    return results, ours
+
+
+def _differences(
+    ours: evaluation.Described,
+    alone: evaluation.Described,
+    real: evaluation.Described,
+) -> dict[str, dict[str, float]]:
+    """Ours less reference only over all clips, pair by pair of the same seed, with 95 % intervals
+    over the pairs; the training clips are what they are.
+    """
+    phi, phi_0, n = ours.phi, alone.phi, len(ours.phi)
+    kid, kid_0 = (metrics.kernel_distances(z, real.phi, fixed=True) for z in (phi, phi_0))
+    out = {
+        "kid": metrics.percentiles(kid - kid_0),
+        "fid": metrics.paired_interval(
+            lambda i: (
+                metrics.frechet_distance(phi[i], real.phi)
+                - metrics.frechet_distance(phi_0[i], real.phi)
+            ),
+            n,
         ),
-        n,
-        seed=options.seed,
-    )
-    accuracy = evaluation.paired_interval(
-        lambda i: float(right[i].mean() - right_0[i].mean()), n, seed=options.seed
-    )
+    }
+    right, right_0 = ours.right, alone.right
+    if right is not None and right_0 is not None:
+        gained = right.astype(float) - right_0
+        out["accuracy"] = metrics.paired_interval(lambda i: float(gained[i].mean()), n)
+    return out
 
+
+def _memorisation(
+    model: AudioEBM,
+    material: Material,
+    run: Path,
+    judge: Judge,
+    ours: Generated,
+    x_test: Tensor,
+) -> Results:
+    """Are generated clips copies? Distances to the nearest training clip, over those of real test
+    clips: well below 1 means copies. The closest pairs are written as WAVs.
+    """
+    train = material.x["train"]
+
+    def blocks() -> Iterator[Tensor]:
+        return (train[i : i + 1000] for i in range(0, len(train), 1000))
+
+    def ratios(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+        return {
+            f"at_{name}": float(np.quantile(a, q) / max(float(np.quantile(b, q)), 1e-9))
+            for name, q in (("5_percent", 0.05), ("median", 0.5))
+        }
+
+    def phi(x: Tensor) -> np.ndarray:
+        return evaluation.describe(judge.classifier, x).phi
+
+    def flat(x: Tensor) -> np.ndarray:
+        return x.flatten(1).cpu().numpy()
+
+    out: Results = {}
+    for name, of in (("features", phi), ("log_mel", flat)):
+        sets = [of(x) for x in (ours.x, x_test)]
+        both, where = metrics.nearest(np.concatenate(sets), (of(block) for block in blocks()))
+        out[name] = ratios(both[: len(sets[0])], both[len(sets[0]) :])
+    # `both` and `where` are those of the log-mels: the closest pairs there
+    closest = np.argsort(both[: len(ours.x)], kind="stable")[:PAIRS]
+    out["closest"] = []
+    for k, i in enumerate(closest.tolist()):
+        row = int(where[i])
+        clip = material.clips["train"][int(material.owner["train"][row])]
+        files = [f"evaluation/closest_{k}_{what}.wav" for what in ("generated", "training")]
+        for file, wave in zip(files, (ours.waves[i], _window(model, material, row)), strict=True):
+            audio.write(run / file, wave, model.sample_rate)
+        out["closest"].append(
+            {"generated": files[0], "training": files[1], "index": i, "name": clip.name}
+            | {"distance": float(both[i])}
+        )
+    return out
+
+
+def _window(model: AudioEBM, material: Material, row: int) -> Tensor:
+    """The sound of a row of the training split, `(window,)`."""
+    owner = material.owner["train"]
+    clip = int(owner[row])
+    first = int((owner == clip).nonzero()[0])
+    return material.window("train", clip, row - first, model)
+
+
+def _levels(model: AudioEBM, ours: Generated) -> Results:
+    """Levels of generated clips, and what they cost."""
+    peaks = ours.waves.abs().amax(1)
+    quietest = ours.waves.square().mean(1).sqrt().min().clamp_min(1e-9)
+    return {
+        "clips_scaled_down": int((peaks > audio.PEAK).sum()),
+        "quietest_rms_dbfs": float(20 * quietest.log10()),
+        "real_time_factor": ours.seconds / (len(ours.waves) * model.window / model.sample_rate),
+    }
+
+
+def examples(
+    model: AudioEBM, material: Material, options: Options, ours: Generated
+) -> list[Results]:
+    """Write clips for the page: the model's first into `clips/`, recordings, and what inversion
+    makes of them, into `samples/`; what each is, with its energy.
+    """
+    if len(ours.waves) < options.clips:
+        ours = generate(model, options.clips, options.seed)
     folder = options.run / "clips"
     for old in folder.glob("[0-9][0-9][0-9][0-9]*.wav"):
         old.unlink()
-    written = ours.waves[: options.clips]
-    names = write_clips(model, written, ours.classes[: options.clips], folder)
+    names = write_clips(model, ours.waves[: options.clips], ours.classes[: options.clips], folder)
     energies = model.energy_of(ours.x[: options.clips])
-    examples = [
+    cards: list[Results] = [
         {
             "file": f"clips/{name}",
             "kind": "generated",
-            "label": labels[y],
+            "label": model.labels[y] if model.labels else "",
             "seed": options.seed,
             "index": i,
+            "energy": float(e),
         }
-        | {"energy": float(e)}
         for i, (name, y, e) in enumerate(zip(names, ours.classes, energies, strict=False))
     ]
-    for y, label in enumerate(labels):
-        row = int((test_y == y).nonzero()[0]) if (test_y == y).any() else None
-        if row is None:
-            continue
-        for kind, wave in (
-            ("real", material.waves["test"][int(order[row])]),
-            ("resynthesised", again[row]),
-        ):
-            file = f"samples/{kind}_{audio.file_label(label)}.wav"
-            audio.write(options.run / file, wave.cpu(), model.sample_rate)
-            energy = float(model.energy_of(analyse(model, [wave]))[0])
-            examples.append({"file": file, "kind": kind, "label": label, "energy": energy})
-    peaks = written.abs().amax(1)
-    memory = evaluation.neighbour_ratio(ours.x[:n].cpu(), material.x["train"], x_test)
-    return {
-        "table": table,
-        "n_equal": n_equal,
-        "fid_difference": fid,
-        "accuracy_difference": accuracy,
-        "nearest_training_neighbour": memory,
-        "generation": {
-            "clips_scaled_down": int((peaks > audio.PEAK).sum()),
-            "quietest_rms_dbfs": float(
-                20 * written.square().mean(1).sqrt().min().clamp_min(1e-9).log10()
-            ),
-            "real_time_factor": seconds / (len(ours.waves) * model.window / model.sample_rate),
-        },
-        "examples": examples,
-    }
+    for label, row in _shown(model, material):
+        clip = int(material.owner["test"][row])
+        wave = material.window("test", clip, 0, model)
+        x = material.x["test"][torch.tensor([row])].to(model.device)
+        name = audio.file_label(label)
+        for kind, sound in (("real", wave), ("resynthesised", model.invert(x)[0])):
+            file = f"samples/{kind}_{name}.wav"
+            audio.write(options.run / file, sound, model.sample_rate)
+            energy = float(model.energy_of(analyse(model, [sound]))[0])
+            cards.append({"file": file, "kind": kind, "label": label, "energy": energy})
+    return cards
 
 
-def detect(
-    model: AudioEBM,
-    material: Material,
-    options: Options,
-    odd: Sequence[tuple[str, Tensor]] = (),
-    show: int = 6,
-) -> Results:
-    """Fit the detector on the validation clips, score the test clips and the odd ones, compare
-    with baselines.
-
-    Arguments:
-        odd: Sounds of no class, as (name, waveform at the model's rate); none leaves out the AUCs.
-        show: Oddest and most ordinary clips written for the page.
-    """
-    empty: Results = {"oddest": [], "most_ordinary": [], "auc": {}, "note": ""}
-    try:
-        detector = EnergyDetector(model, seed=options.seed).fit(material.waves["valid"])
-        alone = EnergyDetector(model, seed=options.seed, learnt=False).fit(material.waves["valid"])
-    except ValueError as error:
-        print(f"no detector: {error}", file=sys.stderr)
-        return empty | {"note": str(error)}
-    detector.save_pretrained(options.run)
-    names = [f"{clip.label} ({clip.name})" for clip in material.clips["test"]] + [
-        name for name, _ in odd
-    ]
-    waves = [*material.waves["test"], *(wave for _, wave in odd)]
-    marks = detector.assess(waves)
-    is_odd = np.arange(len(waves)) >= len(material.waves["test"])
-
-    def card(i: int, kind: str, rank: int) -> Results:
-        file = f"samples/{kind}_{rank}.wav"
-        audio.write(options.run / file, waves[i], model.sample_rate)
-        return {"file": file, "label": names[i], "odd": bool(is_odd[i])} | {
-            key: float(value[i]) for key, value in marks.items()
-        }
-
-    order = np.argsort(-marks["anomaly_score"], kind="stable")
-    auc = {}
-    if is_odd.any():
-        normal = material.x["valid"]
-        baselines = {
-            "ours": marks["anomaly_score"],
-            "reference only": alone.anomaly_score(waves),
-            "log-mel statistics + kNN": evaluation.knn_scores(normal, analyse(model, waves)),
-        }
-        auc = {name: _auc(is_odd, score) for name, score in baselines.items()}
-    false_alarms = float((marks["p_value"][~is_odd] <= detector.alpha).mean())
-    return empty | {
-        "oddest": [card(int(i), "oddest", k) for k, i in enumerate(order[:show])],
-        "most_ordinary": [card(int(i), "ordinary", k) for k, i in enumerate(order[::-1][:show])],
-        "auc": auc,
-        "false_alarms_at_0.05": false_alarms,
-    }
-
-
-def _auc(is_odd: np.ndarray, score: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
-
-    return {
-        "auc": float(roc_auc_score(is_odd, score)),
-        "pauc": float(roc_auc_score(is_odd, score, max_fpr=0.1)),
-    }
+def _shown(model: AudioEBM, material: Material) -> Iterator[tuple[str, int]]:
+    """Test clips for the page, as (name, first row): one of each class, or six of no class."""
+    owner, y = material.owner["test"], material.y["test"]
+    if not model.labels:
+        for clip in range(min(6, len(material.clips["test"]))):
+            yield material.clips["test"][clip].name, int((owner == clip).nonzero()[0])
+    for k, label in enumerate(model.labels):
+        rows = (y == k).nonzero()
+        if len(rows):
+            yield label, int((owner == owner[rows[0]]).nonzero()[0])

@@ -119,6 +119,11 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.learnt = learnt
         self.calibration = calibration
 
+    @property
+    def clips_needed(self) -> int:
+        """Normal clips that `fit` needs at least, to calibrate `alpha`."""
+        return max(3, int(np.ceil(_scores_needed(self.alpha) / self.calibration)))
+
     def fit(self, X: Clips, y: Any = None) -> EnergyDetector:
         """Fit on normal clips that the model was not trained on; `y` is ignored.
 
@@ -137,12 +142,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         s, _ = self._describe(self.windows(X))
         n = len(s)
         n_calibration = round(self.calibration * n)
-        needed = int(np.ceil(1 / self.alpha)) - 1
+        needed = _scores_needed(self.alpha)
         if n_calibration < needed or n - n_calibration < 2:
             raise ValueError(
                 f"{n} normal clips leave {n_calibration} for calibration; alpha={self.alpha} "
                 f"needs at least {needed}: "
-                f"pass {int(np.ceil(needed / self.calibration))} clips or more, or raise alpha"
+                f"pass {self.clips_needed} clips or more, or raise alpha"
             )
         order = np.random.default_rng(self.seed).permutation(n)
         fit, held_out = s[order[n_calibration:]], s[order[:n_calibration]]
@@ -313,6 +318,11 @@ def _parts(clip: Any, model: AudioEBM) -> Iterator[Tensor]:
     if isinstance(clip, (str, Path)):
         return listen(clip, model.sample_rate, model.window, model.peak).parts()
     return parts_of(_waveform(clip, model.sample_rate), model.window, model.peak)
+
+
+def _scores_needed(alpha: float) -> int:
+    """Calibration scores without which no p-value reaches alpha."""
+    return int(np.ceil(1 / alpha - 1e-9)) - 1
 
 
 def _waveform(clip: Any, sample_rate: int) -> Tensor:

@@ -1,33 +1,20 @@
-r"""How good generated clips are, in the eyes of a small classifier trained on real ones.
+"""How good generated clips are, in the eyes of a small classifier trained on real ones.
 
 Every clip, real or generated, goes through its waveform: log-mels are taken from the sound that is
-heard. With p(y | x) the classifier and phi its features,
-
-    accuracy          share of clips recognised as the class they were meant to be
-    inception score   exp mean_x KL(p(y | x) || p(y)),  p(y) the mean of p(y | x) over the clips
-    FID               |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)),  m, S mean and covariance of phi;
-                      against the training clips
-
-References:
-    Improved techniques for training GANs (Salimans et al., 2016)
-    GANs trained by a two time-scale update rule converge to a local Nash equilibrium
-        (Heusel et al., 2017)
+heard. The classifier's last hidden layer gives the features phi in which clips are compared with
+the training clips; the formulas stand in `metrics`. FID, KID and inception score are computed
+by torchmetrics on these features, at equal numbers of clips in every row; intervals resample the
+closed formulas.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "Classifier",
-    "train_classifier",
-    "frechet_distance",
-    "inception_score",
-    "row",
-    "paired_interval",
-    "neighbour_ratio",
-    "knn_scores",
-]
+__all__ = ["Classifier", "Described", "train_classifier", "describe", "row", "knn_scores"]
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -37,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sance_audio.chunks import chunked
-
-Array = np.ndarray
+from sance_audio.metrics import Array, kernel_distances, manifold, percentiles
 
 
 class Classifier(nn.Module):
@@ -76,12 +62,32 @@ class Classifier(nn.Module):
         """Logits `(B, n_classes)`."""
         return self.head(self.features(x))
 
-    @torch.no_grad()
-    def describe(self, x: Tensor) -> tuple[Array, Array]:
-        """Features `(B, n_features)` and probabilities `(B, n_classes)`, float64."""
-        self.eval()
-        phi = chunked(self.features, x, size=32)
-        return phi.double().numpy(), self.head(phi).softmax(1).double().numpy()
+
+@dataclass(frozen=True)
+class Described:
+    """A set of clips as the classifier hears them."""
+
+    phi: Array
+    """`(N, d)`, features."""
+    probabilities: Array
+    """`(N, classes)`."""
+    meant: Array | None
+    """`(N,)`, the classes that the clips are of, or were meant to be; None for unlabelled ones."""
+
+    @property
+    def right(self) -> Array | None:
+        """`(N,)`, which clips are recognised."""
+        return None if self.meant is None else self.probabilities.argmax(1) == self.meant
+
+
+@torch.no_grad()
+def describe(classifier: Classifier, x: Tensor, meant: Tensor | None = None) -> Described:
+    """Features and probabilities, in float64, of log-mels `(B, 1, M, T)`."""
+    classifier.eval()
+    phi = chunked(classifier.features, x.cpu(), size=32)
+    probabilities = classifier.head(phi).double().softmax(1)
+    y = None if meant is None else meant.numpy()
+    return Described(phi.double().numpy(), probabilities.numpy(), y)
 
 
 def train_classifier(
@@ -112,100 +118,97 @@ def train_classifier(
     return classifier.eval()
 
 
-def frechet_distance(a: Array, b: Array) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features, `(N, d)` and `(N', d)`.
+class Given(nn.Module):
+    """The extractor handed to torchmetrics: features that the classifier has computed already."""
 
-    >>> a = np.random.default_rng(0).normal(size=(100, 4))
-    >>> abs(frechet_distance(a, a)) < 1e-6, round(frechet_distance(a, a + 1), 6)
-    (True, 4.0)
-    """
-    s, r = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(s)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ r @ root), 0, None)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s) + np.trace(r) - 2 * cross)
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, phi: Tensor) -> Tensor:
+        return phi
 
 
-def inception_score(probabilities: Array) -> float:
-    """Of `(N, classes)`: 1 when all clips look alike, the number of classes when all are clear and
-    balanced.
-
-    >>> round(inception_score(np.eye(5)), 6), round(inception_score(np.eye(5)[[0, 0, 0]]), 6)
-    (5.0, 1.0)
-    """
-    p = np.clip(probabilities, 1e-12, 1)
-    marginal = p.mean(0, keepdims=True)
-    return float(np.exp((p * (np.log(p) - np.log(marginal))).sum(1).mean()))
-
-
-def row(
-    phi: Array,
-    probabilities: Array,
-    meant: Array,
-    real: Array,
-    labels: tuple[str, ...],
-    n_equal: int,
-) -> dict[str, Any]:
-    """One row of the table: accuracy, inception score, FID of all clips and of the first
-    `n_equal`, class histogram.
+def row(clips: Described, real: Described, kinds: tuple[str, ...], n_equal: int) -> dict[str, Any]:
+    """One row of the table.
 
     Arguments:
-        phi: `(N, d)`.
-        probabilities: `(N, classes)`.
-        meant: `(N,)`, the classes that the clips were meant to be.
-        real: `(N', d)`, features of the training clips.
-        labels: Names of the classes.
-        n_equal: FID depends on the number of clips; rows compare at this one.
+        clips: Those judged.
+        real: Training clips, in random order.
+        kinds: Names of the classifier's classes.
+        n_equal: Clips, and training clips, that rows are compared at: the first so many.
+
+    Returns:
+        Over all clips: `clips`, `accuracy` (None without classes), `inception_score` (likewise),
+        `fid_all`, `seen_as`; over `n_equal`: `fid`, `kid` with a 95 % bootstrap interval,
+        `precision`, `recall`, `density`, `coverage` (None where there are too few clips).
     """
-    seen = probabilities.argmax(1)
-    counts = np.bincount(seen, minlength=len(labels))
+    equal, some = clips.phi[:n_equal], real.phi[:n_equal]
+    counts = np.bincount(clips.probabilities.argmax(1), minlength=len(kinds))
+    right = clips.right
+    kid = percentiles(kernel_distances(equal, some))
+    neighbours = 5
+    enough = n_equal > neighbours
+    parts = manifold(some, equal, neighbours) if enough else dict.fromkeys(MANIFOLD)
     return {
-        "clips": len(phi),
-        "accuracy": float((seen == meant).mean()),
-        "inception_score": inception_score(probabilities),
-        "fid": frechet_distance(phi, real),
-        f"fid_at_{n_equal}": frechet_distance(phi[:n_equal], real),
-        "seen_as": dict(zip(labels, counts.tolist(), strict=True)),
+        "clips": len(clips.phi),
+        "accuracy": None if right is None else float(right.mean()),
+        "inception_score": None if right is None else _inception(clips.probabilities),
+        "fid": _fid(equal, some),
+        "fid_all": _fid(clips.phi, real.phi),
+        "kid": kid | {"value": _kid(equal, some)},
+        **parts,
+        "seen_as": dict(zip(kinds, counts.tolist(), strict=True)),
     }
 
 
-def paired_interval(
-    difference: Callable[[Array], float], n: int, *, resamples: int = 400, seed: int = 0
-) -> dict[str, float]:
-    """Percentile bootstrap of a statistic of paired clips.
+MANIFOLD = ("precision", "recall", "density", "coverage")
 
-    Arguments:
-        difference: Of row indices `(n,)`, drawn with replacement; gives (ours - reference).
-        n: Number of pairs.
-        resamples: Bootstrap resamples.
-        seed: Of the resampling.
 
-    Returns:
-        `difference` of all pairs, and the 2.5 and 97.5 % quantiles of its bootstrap distribution.
+def _fid(a: Array, b: Array) -> float:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    return _updated(lambda: FrechetInceptionDistance(feature=Given(a.shape[1])), a, b)
+
+
+def _kid(a: Array, b: Array) -> float:
+    """Over all clips at once: one subset."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    settings: dict[str, Any] = {"subsets": 1, "subset_size": len(a)}
+    extractor = Given(a.shape[1])
+    return _updated(lambda: KernelInceptionDistance(feature=extractor, **settings), a, b)
+
+
+def _inception(probabilities: Array) -> float:
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = torch.from_numpy(np.log(np.clip(probabilities, 1e-12, 1)))
+    with _quiet():
+        metric = InceptionScore(feature=Given(probabilities.shape[1]), splits=1)
+        metric.update(logits)
+        return float(metric.compute()[0])
+
+
+def _updated(make: Callable[[], Any], a: Array, b: Array) -> float:
+    """The value of a metric that has seen features a `(N, d)` generated and b `(N', d)` real."""
+    with _quiet():
+        metric = make()
+        metric.update(torch.from_numpy(b), real=True)
+        metric.update(torch.from_numpy(a), real=False)
+        value = metric.compute()
+    return float(value[0] if isinstance(value, tuple) else value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torchmetrics' warnings (of a buffer, of one split), and with the random state left
+    alone: its random subsets are whole sets here.
     """
-    rng = np.random.default_rng(seed)
-    draws = [difference(rng.integers(0, n, n)) for _ in range(resamples)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"difference": difference(np.arange(n)), "low": float(low), "high": float(high)}
-
-
-def neighbour_ratio(x: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
-    """Are clips copies? Distances to the nearest training clip, over those of test clips.
-
-    Arguments:
-        x: Log-mels of generated clips, `(B, 1, M, T)`.
-        train: Of training clips.
-        test: Of real clips that were not trained on.
-
-    Returns:
-        Ratios of the 5 % quantiles and of the medians; well below 1 means copying.
-    """
-    flat = train.flatten(1)
-    ours, real = (torch.cdist(z.flatten(1), flat).amin(1) for z in (x, test))
-    return {
-        f"at_{name}": float(ours.quantile(q) / real.quantile(q).clamp_min(1e-9))
-        for name, q in (("5_percent", 0.05), ("median", 0.5))
-    }
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)  # they are shuffled all the same: the order decides last bits
+        yield
 
 
 def knn_scores(normal: Tensor, x: Tensor, neighbours: int = 5) -> Array:

@@ -1,0 +1,120 @@
+"""The step of a recipe that finds odd clips: fits the detector, and compares it with baselines."""
+
+from __future__ import annotations
+
+__all__ = ["detect"]
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+from torch import Tensor
+
+from sance_audio import audio, evaluation
+from sance_audio.assessment import analyse
+from sance_audio.detection import EnergyDetector
+from sance_audio.model import AudioEBM
+from sance_audio.options import Options, Results
+from sance_audio.preparation import Material
+
+SCREENED = 2_000
+"""Clips of a split that are scored, at most."""
+ALPHA = 0.05
+"""False-alarm rate, where there are clips enough to calibrate it."""
+
+
+def detect(
+    model: AudioEBM,
+    material: Material,
+    options: Options,
+    odd: Sequence[tuple[str, Tensor]] = (),
+    show: int = 6,
+) -> Results:
+    """Fit the detector on the validation clips, score the test clips and the odd ones, compare
+    with baselines.
+
+    Clips too few for a false-alarm rate of 5 % give the lowest that they can calibrate.
+
+    Arguments:
+        odd: Sounds of no class, as (name, waveform at the model's rate); none leaves out the AUCs.
+        show: Oddest and most ordinary clips written for the page.
+    """
+    out: Results = {"oddest": [], "most_ordinary": [], "auc": {}, "note": ""}
+    test = material.clips["test"][:SCREENED]
+    try:
+        detector, alone = (
+            _fitted(model, material, options, learnt=learnt) for learnt in (True, False)
+        )
+    except ValueError as error:
+        print(f"no detector: {error}", file=sys.stderr)
+        return out | {"note": str(error)}
+    if detector.alpha > ALPHA:
+        out["note"] = (
+            f"{len(material.clips['valid'])} validation clips calibrate false-alarm rates of "
+            f"{detector.alpha:.2f} and more; for {ALPHA} there must be "
+            f"{EnergyDetector(model, alpha=ALPHA).clips_needed}"
+        )
+        print(out["note"], file=sys.stderr)
+    detector.save_pretrained(options.run)
+
+    def waves() -> Iterator[Tensor]:
+        return chain(_waves(model, material, "test"), (wave for _, wave in odd))
+
+    names = [f"{clip.label} ({clip.name})" if clip.label else clip.name for clip in test]
+    names += [name for name, _ in odd]
+    marks = detector.assess(waves())
+    is_odd = np.arange(len(names)) >= len(test)
+
+    def card(i: int, kind: str, rank: int) -> Results:
+        file = f"samples/{kind}_{rank}.wav"
+        sound = (
+            material.wave("test", i, model.sample_rate) if i < len(test) else odd[i - len(test)][1]
+        )
+        audio.write(options.run / file, sound, model.sample_rate)
+        return {"file": file, "label": names[i], "odd": bool(is_odd[i])} | {
+            key: float(value[i]) for key, value in marks.items()
+        }
+
+    order = np.argsort(-marks["anomaly_score"], kind="stable")
+    if odd:
+        x = material.x["valid"][:]
+        baselines = {
+            "ours": marks["anomaly_score"],
+            "reference only": alone.anomaly_score(waves()),
+            "log-mel statistics + kNN": evaluation.knn_scores(x, analyse(model, list(waves()))),
+        }
+        out["auc"] = {name: _auc(is_odd, score) for name, score in baselines.items()}
+    return out | {
+        "oddest": [card(int(i), "oddest", k) for k, i in enumerate(order[:show])],
+        "most_ordinary": [card(int(i), "ordinary", k) for k, i in enumerate(order[::-1][:show])],
+        "alpha": detector.alpha,
+        "false_alarms": float((marks["p_value"][~is_odd] <= detector.alpha).mean()),
+    }
+
+
+def _fitted(
+    model: AudioEBM, material: Material, options: Options, *, learnt: bool
+) -> EnergyDetector:
+    """A detector at 5 % false alarms, or the lowest rate that the validation clips allow."""
+    n = len(material.clips["valid"][:SCREENED])
+    detector = EnergyDetector(model, seed=options.seed, learnt=learnt)
+    if n < detector.clips_needed:
+        calibrating = round(detector.calibration * n)
+        detector.set_params(alpha=1 / (calibrating + 1))
+    return detector.fit(_waves(model, material, "valid"))
+
+
+def _waves(model: AudioEBM, material: Material, split: str) -> Iterator[Tensor]:
+    """Clips of a split at the model's rate, read one after the other."""
+    for i in range(len(material.clips[split][:SCREENED])):
+        yield material.wave(split, i, model.sample_rate)
+
+
+def _auc(is_odd: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    from sklearn.metrics import roc_auc_score
+
+    return {
+        "auc": float(roc_auc_score(is_odd, score)),
+        "pauc": float(roc_auc_score(is_odd, score, max_fpr=0.1)),
+    }

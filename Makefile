@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow test-wheel lint format bench clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,12 @@ test: $(READY)   ## the whole test suite but for what is marked slow
 
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-wheel: $(READY)  ## build a wheel, install it in a fresh environment, train there
+	rm -rf build/wheel && $(BIN)/python -m build --wheel --outdir build/wheel
+	$(PYTHON) -m venv --clear build/fresh
+	build/fresh/bin/python -m pip install --quiet build/wheel/*.whl
+	cd build && fresh/bin/sance-audio train drums --preset smoke --run fresh/run
 
 lint: $(READY)   ## ruff and mypy
 	$(BIN)/ruff check .

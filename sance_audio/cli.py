@@ -1,4 +1,4 @@
-"""The command line: `sance-audio train | generate | score | page | info`.
+"""The command line: `sance-audio train | generate | score | evaluate | page | info`.
 
 A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a
 traceback.
@@ -18,8 +18,8 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
+from sance_audio.options import parse
 from sance_audio.recipe import load_recipe, one_line_errors, recipe_names
-from sance_audio.workflow import parse
 
 DESCRIPTION = "Energy-based models of sound: train, generate, score, listen."
 
@@ -54,6 +54,20 @@ class Score:
     """Audio files or folders."""
     out: Path = Path("scores.csv")
     """File to write."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a finished run anew: print the table, write evaluation.json and the closest pairs."""
+
+    run: Positional[str]
+    """Run folder."""
+    data: Path | None = None
+    """Folder of the corpus; where the run found it when left out."""
+    num: int | None = None
+    """Clips to generate; the run's own number when left out."""
+    seed: int | None = None
+    """Of the clips; the run's own when left out."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,17 @@ def score(args: Score) -> None:
     )
 
 
+def evaluate(args: Evaluate) -> None:
+    from sance_audio.recipe import evaluate_run
+    from sance_audio.verdicts import evaluation_findings, table
+
+    results = evaluate_run(Path(args.run), args.data, args.num, args.seed)
+    print("\n".join(table(results)))
+    for line in evaluation_findings(results):
+        print(f"- {line}")
+    print(f"figures in {Path(args.run) / 'evaluation.json'}")
+
+
 def page(args: Page) -> None:
     from sance_audio.report import write_page
 
@@ -167,6 +192,7 @@ def train(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "generate": (Generate, generate),
     "score": (Score, score),
+    "evaluate": (Evaluate, evaluate),
     "page": (Page, page),
     "info": (Info, info),
 }

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-__all__ = ["launch", "conclude", "findings", "load_recipe", "recipe_names", "one_line_errors"]
+__all__ = [
+    "launch",
+    "conclude",
+    "evaluate_run",
+    "findings",
+    "load_recipe",
+    "recipe_names",
+    "one_line_errors",
+]
 
 import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from sance_audio.files import write_json
+from sance_audio.assessment import classify, evaluate
+from sance_audio.files import read_json, write_json
+from sance_audio.model import AudioEBM
+from sance_audio.options import Options, Results, options_from, parse
+from sance_audio.preparation import prepare
 from sance_audio.report import write_page
-from sance_audio.workflow import Options, Results, parse
+from sance_audio.verdicts import evaluation_findings, table
 
 O = TypeVar("O", bound=Options)
 BEGAN = time.monotonic()
@@ -48,16 +61,7 @@ def conclude(name: str, results: Results, options: Options) -> None:
     results = {"recipe": name, "findings": findings(results), **results, "cost": _cost()}
     write_json(options.run / "results.json", results)
     page = write_page(options.run)
-    equal = f"fid_at_{results['n_equal']}"
-    print(
-        f"\n{'':24}{'clips':>7}{'accuracy':>10}{'IS':>7}"
-        f"{equal.replace('_', ' '):>13}{'FID all':>9}"
-    )
-    for title, row in results["table"].items():
-        print(
-            f"{title:24}{row['clips']:7d}{row['accuracy']:10.3f}{row['inception_score']:7.2f}"
-            f"{row[equal]:13.2f}{row['fid']:9.2f}"
-        )
+    print("\n" + "\n".join(table(results["evaluation"])))
     for title, row in results["anomalies"]["auc"].items():
         print(f"anomalies, {title:28} AUC {row['auc']:.3f}   pAUC {row['pauc']:.3f}")
     for line in results["findings"]:
@@ -80,40 +84,54 @@ def findings(results: Results) -> list[str]:
         f"{log_z['forward']:.2f}, backwards "
         f"{log_z['reverse']:.2f}, the larger taken component by component."
     ]
-    for what, unit, better in (("fid", "FID", -1), ("accuracy", "accuracy", 1)):
-        d = results[f"{what}_difference"]
-        clear = d["high"] < 0 if better < 0 else d["low"] > 0
-        verdict = "a gain" if clear else "no gain that excludes chance"
+    lines += evaluation_findings(results["evaluation"])
+    odd = results["anomalies"]
+    if odd["note"]:
+        lines.append(f"Detector: {odd['note']}.")
+    if "alpha" in odd:
         lines.append(
-            f"{unit}, ours less reference only: {d['difference']:+.3f}, 95 % interval "
-            f"[{d['low']:+.3f}, {d['high']:+.3f}], "
-            f"paired: {verdict}."
+            f"Held-out normal clips flagged at alpha = {odd['alpha']:.2g}: "
+            f"{100 * odd['false_alarms']:.1f} %."
         )
-    seen = results["table"]["ours"]["seen_as"]
-    absent = [label for label, count in seen.items() if count == 0]
-    lines.append(
-        f"Kinds the classifier hears in ours: "
-        f"{_list(seen)}{'; ABSENT: ' + ', '.join(absent) if absent else ''}."
-    )
-    memory = results["nearest_training_neighbour"]
-    lines.append(
-        f"Distance to the nearest training clip, over that of real test clips: "
-        f"{memory['at_5_percent']:.2f} at the 5 % quantile, {memory['at_median']:.2f} in the "
-        f"median (well below 1 would mean copies)."
-    )
-    made = results["generation"]
-    lines.append(
-        f"Generation at {made['real_time_factor']:.2f} s of computing a second of sound; "
-        f"quietest clip "
-        f"{made['quietest_rms_dbfs']:.1f} dBFS RMS; {made['clips_scaled_down']} clips scaled "
-        f"down to avoid clipping."
-    )
-    if results["anomalies"]["note"]:
-        lines.append(f"No detector: {results['anomalies']['note']}")
-    else:
-        rate = results["anomalies"]["false_alarms_at_0.05"]
-        lines.append(f"Held-out normal clips flagged at alpha = 0.05: {100 * rate:.1f} %.")
     return lines
+
+
+def evaluate_run(
+    run: Path, data: Path | None = None, num: int | None = None, seed: int | None = None
+) -> Results:
+    """The evaluation of a finished run, made anew with its model, its classifier and its corpus.
+
+    Arguments:
+        run: Run folder.
+        data: Folder of the corpus, where it is not the one that the run was given.
+        num: Clips to generate, where it is not the run's number.
+        seed: Of the clips, where it is not the run's.
+
+    Raises:
+        ValueError: no finished run of a known recipe; another classifier than the run was judged
+            by before.
+    """
+    model = AudioEBM.from_pretrained(run)
+    settings = read_json(run / "config.json")
+    if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), str):
+        raise ValueError(f"{run / 'config.json'}: not the settings of a recipe's run")
+    recipe = load_recipe(settings["recipe"])
+    options = options_from(settings, recipe.PRESETS["cpu"])
+    corpus = recipe.corpus(replace(options, run=run, data=data or options.data))
+    changes = {"evaluate": num or options.evaluate, "run": run}
+    options = replace(options, **changes)
+    material = prepare(corpus, model.features, options, frames=model.frames, fitted=True)
+    judge = classify(model, material, options)
+    before = run / "evaluation.json"
+    if before.exists():
+        known = read_json(before).get("classifier", {}).get("sha256")
+        if known not in (None, judge.sha256):
+            raise ValueError(
+                f"{run}: classifier.safetensors is not the one that evaluation.json was made "
+                f"with; put that back, or delete evaluation.json"
+            )
+    options = options if seed is None else replace(options, seed=seed)
+    return evaluate(model, judge, material, options)[0]
 
 
 def _cost() -> dict[str, float]:
@@ -126,10 +144,6 @@ def _cost() -> dict[str, float]:
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return {"seconds": time.monotonic() - BEGAN, "peak_mib": peak}
-
-
-def _list(counts: dict[str, int]) -> str:
-    return ", ".join(f"{label} {count}" for label, count in counts.items())
 
 
 def recipe_names() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from sance_audio import audio, pictures
 from sance_audio.files import atomic, read_json, read_jsonl
 from sance_audio.model import AudioEBM
+from sance_audio.verdicts import cell, columns
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -26,11 +27,11 @@ def write_page(run: str | Path) -> Path:
     run = Path(run)
     model = AudioEBM.from_pretrained(run)
     results = read_json(run / "results.json")
-    wanted = {"recipe", "examples", "anomalies", "table", "findings", "n_equal"}
+    wanted = {"recipe", "examples", "anomalies", "evaluation", "findings"}
     if not isinstance(results, dict) or not wanted <= results.keys():
         raise ValueError(f"{run / 'results.json'}: not the results of a recipe; run it again")
     rows = read_jsonl(run / "metrics.jsonl")
-    columns = {"gap": "network gap (nats)", "loss": "loss", "log_z": "log Z ledger (nats)"}
+    curves = {"gap": "network gap (nats)", "loss": "loss", "log_z": "log Z ledger (nats)"}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -39,10 +40,13 @@ def write_page(run: str | Path) -> Path:
     page = environment.get_template(TEMPLATE.name).render(
         name=results["recipe"],
         results=results,
+        titles=columns(results["evaluation"]),
+        cell=cell,
+        closest=_pairs(model, run, results["evaluation"]["memorisation"]["closest"]),
         clips=_cards(model, run, results["examples"]),
         oddest=_cards(model, run, results["anomalies"]["oddest"]),
         ordinary=_cards(model, run, results["anomalies"]["most_ordinary"]),
-        curves=pictures.data_uri(pictures.curves(rows, columns)) if rows else "",
+        curves=pictures.data_uri(pictures.curves(rows, curves)) if rows else "",
         words=training_words(rows),
         progress=_progress(run),
     )
@@ -91,6 +95,21 @@ def _cards(model: AudioEBM, run: Path, clips: list[dict[str, Any]]) -> list[dict
         x = model.log_mels(model.windows(wave)[:1])
         cards.append(clip | {"picture": pictures.data_uri(pictures.spectrogram(x[0, 0]))})
     return cards
+
+
+def _pairs(model: AudioEBM, run: Path, pairs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Generated clips, each with its nearest training clip."""
+    return [
+        _cards(
+            model,
+            run,
+            [
+                {"file": pair["generated"], "label": f"generated, clip {pair['index']}"},
+                {"file": pair["training"], "label": f"nearest training clip, {pair['name']}"},
+            ],
+        )
+        for pair in pairs
+    ]
 
 
 def _progress(run: Path) -> list[dict[str, str]]:

@@ -10,16 +10,18 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files writing headers decoding audio chunks config divergences energy processes weights",
-    1: "streams features reference networks samplers",
+    0: "files processes writing headers decoding audio chunks config divergences energy metrics "
+    "verdicts weights",
+    1: "streams features reference networks samplers options",
     2: "inversion pictures noise diagnostics datasets",
     3: "model",
-    4: "checkpoint evaluation",
+    4: "checkpoint evaluation trackers",
     5: "training detection report",
-    6: "workflow scoring",
-    7: "assessment recipe",
-    8: "cli",
-    9: "__main__",
+    6: "preparation scoring",
+    7: "workflow assessment",
+    8: "anomalies recipe",
+    9: "cli",
+    10: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, these come first: audio.py and weights.py read and write through them.

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sance_audio import LogMel, TrainConfig
-from sance_audio.assessment import classify, detect, evaluate
-from sance_audio.datasets import drums
+from sance_audio.anomalies import detect
+from sance_audio.assessment import classify, evaluate, examples
+from sance_audio.datasets import Corpus, drums
+from sance_audio.options import Options
+from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
-from sance_audio.workflow import Options, fit, prepare, start
+from sance_audio.workflow import fit, start
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,27 @@ PRESETS = {
 }
 
 
-def main(options: DrumOptions) -> None:
-    device = start(options, "drums")
+def corpus(options: DrumOptions) -> Corpus:
     size = options.size
-    corpus = drums.prepare(size, 2 * size // 5, 2 * size // 5, size // 5, seed=options.seed)
+    return drums.prepare(size, 2 * size // 5, 2 * size // 5, size // 5, seed=options.seed)
+
+
+def main(options: DrumOptions) -> None:
+    sounds = corpus(options)
+    device = start(options, "drums")
     features = LogMel(
         drums.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5
     )
-    model, material, components = prepare(corpus, features, options)
+    material = prepare(sounds, features, options)
+    model, components = build(material, sounds, features, options)
     model.to(device)
 
     results = fit(model, material, components, options)
-    classifier = classify(material, options, corpus.labels)
-    results |= evaluate(model, classifier, material, options)
-    waves, clips = corpus.waveforms("odd", drums.SAMPLE_RATE)
-    odd = [(f"{clip.label} ({clip.name})", wave) for clip, wave in zip(clips, waves, strict=True)]
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
+    results["examples"] = examples(model, material, options, ours)
+    odd = [(f"{c.label} ({c.name})", c.source.load().waveform) for c in sounds.split("odd")]
     results["anomalies"] = detect(model, material, options, odd)
     conclude("drums", results, options)
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sance_audio import LogMel, TrainConfig
-from sance_audio.assessment import classify, detect, evaluate
-from sance_audio.datasets import fsdd
+from sance_audio.anomalies import detect
+from sance_audio.assessment import classify, evaluate, examples
+from sance_audio.datasets import Corpus, fsdd
+from sance_audio.options import Options
+from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
-from sance_audio.workflow import Options, fit, prepare, start
+from sance_audio.workflow import fit, start
 
 
 @dataclass(frozen=True)
@@ -56,20 +59,29 @@ PRESETS = {
 }
 
 
+def corpus(options: DigitOptions) -> Corpus:
+    return fsdd.prepare(options.data)
+
+
 def main(options: DigitOptions) -> None:
-    corpus = fsdd.prepare(options.data)
+    digits = corpus(options)
     device = start(options, "fsdd")
     features = LogMel(
         fsdd.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5
     )
-    model, material, components = prepare(corpus, features, options)
+    material = prepare(digits, features, options)
+    model, components = build(material, digits, features, options)
     model.to(device)
 
     results = fit(model, material, components, options)
-    classifier = classify(material, options, corpus.labels)
-    results |= evaluate(model, classifier, material, options)
-    test = zip(material.clips["test"], material.waves["test"], strict=True)
-    odd = [(f"{clip.label} backwards ({clip.name})", wave.flip(0)) for clip, wave in test]
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
+    results["examples"] = examples(model, material, options, ours)
+    odd = [
+        (f"{clip.label} backwards ({clip.name})", clip.source.load().waveform.flip(0))
+        for clip in material.clips["test"]
+    ]
     results["anomalies"] = detect(model, material, options, odd)
     conclude("fsdd", results, options)
 

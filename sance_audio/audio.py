@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from sance_audio.decoding import AudioError, Info, Recording, info, load, shown
-from sance_audio.writing import write_whole
+from sance_audio.files import write_whole
 
 PEAK = 0.999
 """No written sample exceeds this magnitude (full scale is 1)."""

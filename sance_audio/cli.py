@@ -116,8 +116,8 @@ def generate(args: Generate) -> None:
 def score(args: Score) -> None:
     from sance_audio.audio import find_audio
     from sance_audio.detection import EnergyDetector
+    from sance_audio.rows import Rows
     from sance_audio.scoring import COLUMNS, check_output, score_files
-    from sance_audio.writing import Rows
 
     check_output(args.out)
     detector = EnergyDetector.from_pretrained(args.run)

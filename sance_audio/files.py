@@ -8,7 +8,9 @@ from __future__ import annotations
 
 __all__ = [
     "atomic",
+    "told",
     "sync",
+    "write_whole",
     "write_json",
     "read_json",
     "append_jsonl",
@@ -26,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (*FULL, errno.EFBIG, errno.EIO)
+FAILED = (*FULL, errno.EFBIG, errno.EIO)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         OSError: the disk is full, or the system refuses the write for another reason.
     """
     path = Path(path)
-    with _told(path):
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
         os.close(handle)
@@ -54,8 +57,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A refused write as one OSError that names `path` and says why; other errors as they are."""
+def told(path: str | Path) -> Iterator[None]:
+    """A refused write as one OSError that names `path`, never a temporary name, says why and keeps
+    the system's number; other errors as they are.
+    """
     try:
         yield
     except Exception as error:
@@ -72,8 +77,10 @@ def _refusal(error: BaseException | None) -> int | None:
     """The system's reason not to write, if that is what lies behind an error. Libraries that write
     for themselves raise errors of their own, known by the system's words in them.
     """
+    if getattr(error, "errno", None) in REFUSED:
+        return error.errno  # type: ignore[union-attr]
     while error is not None:
-        for number in REFUSED:
+        for number in FAILED:
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 return number
         error = error.__context__
@@ -89,6 +96,19 @@ def sync(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_whole(path: str | Path, content: bytes | memoryview) -> None:
+    """Write a file, atomically.
+
+    Raises:
+        OSError: as `atomic`, or fewer bytes arrived than were given.
+    """
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+        size = temporary.stat().st_size
+        if size != len(content):
+            raise OSError(f"{path}: only {size} of {len(content)} bytes arrived")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -115,7 +135,7 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
         OSError: the disk is full; nothing of the row is left in the file.
     """
     path, line = Path(path), memoryview(_line(row))
-    with _told(path), path.open("ab", buffering=0) as file:
+    with told(path), path.open("ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
             while line:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sance_audio.writing import write_whole
+from sance_audio.files import write_whole
 
 FORMAT = 1
 KEY = "sance_audio"

@@ -271,5 +271,5 @@ def test_a_short_write_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: whole(path, data[:100]))
     with pytest.raises(OSError, match="only 100 of 2044 bytes arrived") as caught:
         audio.write(tmp_path / "a.wav", torch.zeros(1000), 8000)
-    assert caught.value.filename == str(tmp_path / "a.wav")
+    assert str(tmp_path / "a.wav") in str(caught.value)
     assert list(tmp_path.iterdir()) == []

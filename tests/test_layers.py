@@ -10,7 +10,7 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files processes writing headers decoding audio chunks config divergences energy metrics "
+    0: "files processes rows headers decoding audio chunks config divergences energy metrics "
     "verdicts weights",
     1: "streams features reference networks samplers options",
     2: "inversion pictures noise diagnostics datasets",
@@ -25,7 +25,7 @@ LAYERS = {
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, these come first: audio.py and weights.py read and write through them.
-FOUNDATIONS = {"files", "writing", "headers", "decoding"}
+FOUNDATIONS = {"files", "headers", "decoding"}
 
 
 def modules() -> list[Path]:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from sance_audio import EnergyDetector, audio, cli, decoding, streams
+from sance_audio.rows import Rows
 from sance_audio.scoring import COLUMNS, score_files
 from sance_audio.weights import save_weights
-from sance_audio.writing import Rows
 
 RATE, WINDOW, PEAK = 4000, 960, 0.5
 FLAC_WAV = ("wav", "flac")
@@ -306,7 +306,7 @@ def test_without_a_scored_file_nothing_is_left(small_run, tmp_path, capsys):
 def test_rows_that_cannot_begin_name_the_file(tmp_path):
     (tmp_path / "a.csv.part").mkdir()
     with (
-        pytest.raises(OSError, match=r"could not be written.*a\.csv\.part") as caught,
+        pytest.raises(OSError, match=r"a\.csv\.part cannot be written") as caught,
         Rows(tmp_path / "a.csv", COLUMNS),
     ):
         pass
@@ -376,7 +376,7 @@ def test_files_that_cannot_grow_are_one_error(tmp_path, what):
     path.write_text("old")
     done = limited(3000, what, path)
     assert done.stdout.startswith(f"{errno.EFBIG} "), done.stderr
-    assert f"could not be written (File too large): '{path}'" in done.stdout
+    assert f"{path} cannot be written: the system refused it (File too large)" in done.stdout
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -406,7 +406,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_temporary(small_disk):
         with pytest.raises(OSError, match="No space left on device") as caught:
             write()
         assert caught.value.errno == errno.ENOSPC
-        assert caught.value.filename == str(small_disk / "x.wav")
+        assert str(small_disk / "x.wav") in str(caught.value)
         assert [p.name for p in small_disk.iterdir()] == ["x.wav"]
     assert (small_disk / "x.wav").read_text() == "old"
 

@@ -1,47 +1,20 @@
-"""Writing that can fail half way: one error that names the file, and rows that stay.
-
-A disk that is full, a folder without permission: the operating system's reason and the file that
-was meant, never a temporary name. Rows that took hours are written as they are finished.
-"""
+"""Rows that took hours, written as they are finished: what fails later does not lose them."""
 
 from __future__ import annotations
 
-__all__ = ["Rows", "write_whole"]
+__all__ = ["Rows"]
 
 import csv
 import errno
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sance_audio.files import atomic
-
-
-def write_whole(path: str | Path, content: bytes | memoryview) -> None:
-    """Write a file, atomically; folders are made.
-
-    Raises:
-        OSError: naming `path` and what kept it from being written; nothing is left of it then.
-    """
-    with _named_errors(path), atomic(path) as temporary:
-        temporary.write_bytes(content)
-        size = temporary.stat().st_size
-        if size != len(content):
-            raise OSError(errno.EIO, f"only {size} of {len(content)} bytes arrived")
-
-
-@contextmanager
-def _named_errors(path: str | Path) -> Iterator[None]:
-    """Make every OSError one that names `path` and keeps the number of its cause."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"could not be written ({error.strerror or error})"
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+from sance_audio.files import told
 
 
 class Rows:
@@ -66,7 +39,7 @@ class Rows:
         self._end = 0
 
     def __enter__(self) -> Rows:
-        with _named_errors(self.part):
+        with told(self.part):
             self.part.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.part.open("wb", buffering=0)
         try:

@@ -162,20 +162,22 @@ def row(clips: Described, real: Described, kinds: tuple[str, ...], n_equal: int)
     }
 
 
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""One process judges, though several may have trained: torchmetrics would wait for the others."""
 MANIFOLD = ("precision", "recall", "density", "coverage")
 
 
 def _fid(a: Array, b: Array) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return _updated(lambda: FrechetInceptionDistance(feature=Given(a.shape[1])), a, b)
+    return _updated(lambda: FrechetInceptionDistance(feature=Given(a.shape[1]), **ALONE), a, b)
 
 
 def _kid(a: Array, b: Array) -> float:
     """Over all clips at once: one subset."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    settings: dict[str, Any] = {"subsets": 1, "subset_size": len(a)}
+    settings: dict[str, Any] = {"subsets": 1, "subset_size": len(a), **ALONE}
     extractor = Given(a.shape[1])
     return _updated(lambda: KernelInceptionDistance(feature=extractor, **settings), a, b)
 
@@ -185,7 +187,7 @@ def _inception(probabilities: Array) -> float:
 
     logits = torch.from_numpy(np.log(np.clip(probabilities, 1e-12, 1)))
     with _quiet():
-        metric = InceptionScore(feature=Given(probabilities.shape[1]), splits=1)
+        metric = InceptionScore(feature=Given(probabilities.shape[1]), splits=1, **ALONE)
         metric.update(logits)
         return float(metric.compute()[0])
 

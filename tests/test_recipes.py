@@ -2,6 +2,9 @@
 "is."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import soundfile
 from conftest import ROOT, real_data
 
 from sance_audio.datasets import drums, fsdd
+from sance_audio.files import read_jsonl
 from sance_audio.recipe import load_recipe
 
 RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.py"))
@@ -151,3 +155,32 @@ def test_fsdd_real_corpus():
     seconds = np.array([len(sound(clip)) / 8000 for clip in corpus.split("test")])
     assert seconds.min() > 0.1
     assert seconds.max() < 2.5
+
+
+def files_of(run: Path) -> set[str]:
+    return {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_recipe_in_two_processes_writes_the_same_files(finished_run, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = ROOT / "recipes" / "drums" / "train.py"
+    options = ["--preset", "smoke", "--run", tmp_path / "run"]
+    # The `--` keeps torchrun from taking --run for one of its own.
+    command = [*launcher, "--nproc-per-node", "2", "--", script, *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+    def launched(*more: str):
+        return subprocess.run(
+            [*map(str, command), *more], env=environment, capture_output=True, text=True
+        )
+
+    done = launched()
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "run") == files_of(finished_run)
+    assert done.stdout.count("listen: ") == 1, "one process speaks"
+    assert done.stdout.count("432 windows") == 1
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    refused = launched("--sigma", "0.3")
+    assert refused.returncode != 0
+    assert "sigma: 0.2 -> 0.3" in refused.stderr

@@ -53,7 +53,7 @@ class Score:
     paths: Positional[list[Path]]
     """Audio files or folders."""
     out: Path = Path("scores.csv")
-    """File to write."""
+    """File to write; until the end, finished rows stand in OUT.part."""
 
 
 @dataclass(frozen=True)

@@ -83,29 +83,22 @@ def listen(path: str | Path, sample_rate: int, length: int, peak: float | None =
     refuse_broken(path, levels.bad)
     factor = None if peak is None else audio.gain(top, peak)
 
-    def again() -> Iterator[Tensor]:
-        with opened(path) as source:
-            yield from _resampled(source.blocks(), rate, sample_rate)
-
     def parts() -> Iterator[Tensor]:
         found = 0
-        for part in _cut(blocks if held else again(), n, length, factor):
+        for part in _cut(blocks if held else _again(path, sample_rate), n, length, factor):
             found += len(part)
             yield part
         if found < count_windows(n, length):
             raise audio.AudioError(f"{shown(path)}: the file changed while it was read")
 
-    return Sound(
-        rate,
-        channels,
-        levels.count / rate,
-        n,
-        held,
-        partial,
-        levels.silent,
-        levels.constant,
-        parts,
-    )
+    facts = levels.silent, levels.constant
+    return Sound(rate, channels, levels.count / rate, n, held, partial, *facts, parts)
+
+
+def _again(path: str | Path, sample_rate: int) -> Iterator[Tensor]:
+    """A file decoded and resampled once more, block by block."""
+    with opened(path) as source:
+        yield from _resampled(source.blocks(), source.info.sample_rate, sample_rate)
 
 
 def parts_of(waveform: Tensor, length: int, peak: float | None = None) -> Iterator[Tensor]:

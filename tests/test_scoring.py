@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from sance_audio import EnergyDetector, audio, cli, decoding, streams
+from sance_audio.detection import statistics
 from sance_audio.rows import Rows
 from sance_audio.scoring import COLUMNS, score_files
 from sance_audio.weights import save_weights
@@ -101,6 +102,27 @@ def test_streamed_files_have_the_energy_of_held_ones(detector, tmp_path, monkeyp
     for key, values in streamed.items():
         np.testing.assert_allclose(values, held[key][0], rtol=1e-6)
     assert abs(streamed["energy"][0] - energy) < 1e-3
+
+
+@pytest.mark.parametrize("part", [1, 3, 64])
+def test_a_clip_in_parts_has_the_statistics_of_its_windows(detector, monkeypatch, part):
+    """Mean over windows, largest less mean, in whichever part the largest stands."""
+    monkeypatch.setattr(streams, "PART", part)
+    monkeypatch.setattr(EnergyDetector, "_batch_size", lambda _: part)
+    model = detector.model
+    clip = torch.from_numpy(noise(12 * WINDOW)[:, 0]).float()
+    clip *= torch.linspace(0, 1, len(clip)) ** 2
+    expected, classes = [], []
+    for wave in (clip, clip.flip(0), clip[:WINDOW]):
+        x = model.log_mels(model.windows(wave))
+        s = statistics(model, x)[1].double()
+        expected.append(torch.cat([s.mean(0), s.amax(0) - s.mean(0)]))
+        classes.append(model.classify(x).double().sum(0))
+    found, log_p = detector._describe(
+        detector.windows([clip, clip.flip(0), clip[:WINDOW]]), classes=True
+    )
+    np.testing.assert_allclose(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(log_p, torch.stack(classes), rtol=1e-4, atol=1e-4)
 
 
 def test_no_clip_is_held_and_no_batch_is_large(detector, tmp_path, monkeypatch):

@@ -7,12 +7,15 @@ __all__ = ["detect"]
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from sance_audio import audio, evaluation
 from sance_audio.assessment import analyse
+from sance_audio.datasets import FileSource
 from sance_audio.detection import EnergyDetector
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options, Results
@@ -20,6 +23,8 @@ from sance_audio.preparation import Material
 
 SCREENED = 2_000
 """Clips of a split that are scored, at most."""
+SHOWN = 20
+"""Seconds of a clip on the page, at most."""
 ALPHA = 0.05
 """False-alarm rate, where there are clips enough to calibrate it."""
 
@@ -58,12 +63,12 @@ def detect(
         print(out["note"], file=sys.stderr)
     detector.save_pretrained(options.run)
 
-    def waves() -> Iterator[Tensor]:
-        return chain(_waves(model, material, "test"), (wave for _, wave in odd))
+    def clips() -> Iterator[Any]:
+        return chain(_clips(model, material, "test"), (wave for _, wave in odd))
 
     names = [f"{clip.label} ({clip.name})" if clip.label else clip.name for clip in test]
     names += [name for name, _ in odd]
-    marks = detector.assess(waves())
+    marks = detector.assess(clips())
     is_odd = np.arange(len(names)) >= len(test)
 
     def card(i: int, kind: str, rank: int) -> Results:
@@ -71,7 +76,7 @@ def detect(
         sound = (
             material.wave("test", i, model.sample_rate) if i < len(test) else odd[i - len(test)][1]
         )
-        audio.write(options.run / file, sound, model.sample_rate)
+        audio.write(options.run / file, sound[: SHOWN * model.sample_rate], model.sample_rate)
         return {"file": file, "label": names[i], "odd": bool(is_odd[i])} | {
             key: float(value[i]) for key, value in marks.items()
         }
@@ -79,10 +84,12 @@ def detect(
     order = np.argsort(-marks["anomaly_score"], kind="stable")
     if odd:
         x = material.x["valid"][:]
+        sounds = [material.wave("test", i, model.sample_rate) for i in range(len(test))]
+        sounds += [wave for _, wave in odd]
         baselines = {
             "ours": marks["anomaly_score"],
-            "reference only": alone.anomaly_score(waves()),
-            "log-mel statistics + kNN": evaluation.knn_scores(x, analyse(model, list(waves()))),
+            "reference only": alone.anomaly_score(clips()),
+            "log-mel statistics + kNN": evaluation.knn_scores(x, analyse(model, sounds)),
         }
         out["auc"] = {name: _auc(is_odd, score) for name, score in baselines.items()}
     return out | {
@@ -102,13 +109,18 @@ def _fitted(
     if n < detector.clips_needed:
         calibrating = round(detector.calibration * n)
         detector.set_params(alpha=1 / (calibrating + 1))
-    return detector.fit(_waves(model, material, "valid"))
+    return detector.fit(_clips(model, material, "valid"))
 
 
-def _waves(model: AudioEBM, material: Material, split: str) -> Iterator[Tensor]:
-    """Clips of a split at the model's rate, read one after the other."""
-    for i in range(len(material.clips[split][:SCREENED])):
-        yield material.wave(split, i, model.sample_rate)
+def _clips(model: AudioEBM, material: Material, split: str) -> Iterator[Path | Tensor]:
+    """Clips of a split as the detector takes them: whole files by path, for it to read in parts;
+    others as waveforms, one after the other.
+    """
+    for i, clip in enumerate(material.clips[split][:SCREENED]):
+        if isinstance(clip.source, FileSource) and clip.source.whole:
+            yield clip.source.path
+        else:
+            yield material.wave(split, i, model.sample_rate)
 
 
 def _auc(is_odd: np.ndarray, score: np.ndarray) -> dict[str, float]:

@@ -297,7 +297,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _Unreadable(f"{path} is missing") from None
     except Exception as error:  # damage takes any form; the caller tells of it
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise _Unreadable(f"{path} is not a readable training state ({reason})") from error
     return saved
 

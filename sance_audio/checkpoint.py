@@ -11,7 +11,7 @@ and random states are each process's own.
 
 from __future__ import annotations
 
-__all__ = ["Progress", "RunState", "RunFolder", "Diverged", "Clips", "fingerprint", "rewind"]
+__all__ = ["Progress", "RunState", "RunFolder", "Diverged", "Clips", "fingerprint"]
 
 import copy
 import hashlib
@@ -129,17 +129,6 @@ class RunState:
             )
 
 
-def rewind(log_file: Path, step: int) -> list[dict[str, Any]]:
-    """Rows of the metrics up to `step`; what lies beyond is dropped from the file."""
-    rows = [row for row in read_jsonl(log_file) if row["step"] <= step]
-    if [row["step"] for row in rows] != list(range(1, step + 1)):
-        raise ValueError(
-            f"{log_file}: does not hold steps 1 to {step} once each; use another --run"
-        )
-    write_jsonl(log_file, rows)
-    return rows
-
-
 def fingerprint(model: AudioEBM, x: Clips, components: Tensor) -> str:
     """A hash of the data, the features, the reference and the shape of the network."""
     digest = hashlib.sha256(repr(model.settings | {"compute": None}).encode())
@@ -216,8 +205,15 @@ class RunFolder:
         return processes.on_main(lambda: self._rewind(state.progress.step))
 
     def _rewind(self, step: int) -> list[dict[str, Any]]:
+        """Rows of the metrics up to `step`; what lies beyond is dropped from the file."""
+        rows = [row for row in read_jsonl(self.log_file) if row["step"] <= step]
+        if [row["step"] for row in rows] != list(range(1, step + 1)):
+            raise ValueError(
+                f"{self.log_file}: does not hold steps 1 to {step} once each; use another --run"
+            )
         with self._intact():
-            return rewind(self.log_file, step)
+            write_jsonl(self.log_file, rows)
+        return rows
 
     def _resume(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The checkpoint to go on from, if any, and the metrics up to it."""
@@ -297,7 +293,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _Unreadable(f"{path} is missing") from None
     except Exception as error:  # damage takes any form; the caller tells of it
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise _Unreadable(f"{path} is not a readable training state ({reason})") from error
     return saved
 

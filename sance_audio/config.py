@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run; the resolved values stand in the run's config.json."""
+    """Settings of a training run; the resolved values stand in the run's config.json.
+
+    Under several processes each has a batch, chains and a pool of the sizes given here.
+    """
 
     steps: int = 4000
     """Optimiser steps."""

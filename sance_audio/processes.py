@@ -48,15 +48,15 @@ def _from_environment(*names: str, default: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name)), default)
 
 
-def join(device: Any = "cpu") -> None:
+def join(device: Any = None) -> None:
     """Connect the processes, once: gloo between CPUs, the device's own way between GPUs.
 
     Arguments:
-        device: What training will run on; every other function here takes "cpu" for granted, so
-            a run on GPUs calls this first.
+        device: What training will run on. Left out: as connected before, else the CPU; so a run on
+            GPUs names its device here before it calls any other of these functions.
 
     Raises:
-        ValueError: the launcher's processes cannot be connected on that device.
+        ValueError: the launcher's processes cannot be connected, or are on another device.
     """
     if count() == 1:
         return
@@ -64,17 +64,24 @@ def join(device: Any = "cpu") -> None:
     from accelerate import PartialState
 
     threads = torch.get_num_threads()
-    joined = PartialState(cpu=torch.device(device).type == "cpu")
+    kind = torch.device("cpu" if device is None else device).type
+    joined = PartialState(cpu=kind == "cpu")
     torch.set_num_threads(threads)  # accelerate has its own idea, which would change last bits
     if joined.num_processes != count():
         raise ValueError(
             f"the environment speaks of {count()} processes (WORLD_SIZE), {joined.num_processes} "
             f"connected: start with torchrun, or unset WORLD_SIZE for a single process"
         )
+    if device is not None and joined.device.type != kind:
+        raise ValueError(
+            f"the processes are connected on {joined.device.type}, training wants {kind}: call "
+            f"processes.join({kind!r}) first of all"
+        )
 
 
-def wait() -> None:
-    """Return when every process has come here."""
+def wait(device: Any = None) -> None:
+    """Return when every process has come here; `device` as in `join`."""
+    join(device)
     gather(None)
 
 

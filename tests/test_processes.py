@@ -11,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -322,6 +323,23 @@ def test_each_process_takes_its_share_of_the_cores(monkeypatch):
     for local, share in {"": 8, "1": 8, "2": 4, "3": 2, "16": 1}.items():
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
         assert chunks.cores() == share
+
+
+@pytest.mark.parametrize(
+    ("connected", "kind", "message"),
+    [(1, "cpu", "speaks of 2 processes"), (2, "cpu", r"join\('cuda'\) first"), (2, "cuda", None)],
+)
+def test_processes_on_another_device_or_unconnected_are_told(
+    monkeypatch, connected, kind, message
+):
+    found = SimpleNamespace(num_processes=connected, device=torch.device(kind))
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: found)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if message is None:
+        processes.join("cuda")
+        return processes.join()
+    with pytest.raises(ValueError, match=message):
+        processes.join("cuda")
 
 
 def test_seeds_of_processes_differ(monkeypatch):

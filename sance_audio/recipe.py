@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from sance_audio import processes
 from sance_audio.assessment import classify, evaluate
 from sance_audio.files import read_json, write_json
 from sance_audio.model import AudioEBM
@@ -52,7 +53,8 @@ def one_line_errors(program: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, Diverged) as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        if processes.is_main():  # errors of the first process are raised in all
+            print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

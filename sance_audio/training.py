@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from sance_audio import processes
-from sance_audio.checkpoint import Clips, Diverged, Progress, RunFolder, RunState, fingerprint
+from sance_audio.checkpoint import RunFolder
 from sance_audio.config import TrainConfig
 from sance_audio.diagnostics import relative_ess
 from sance_audio.divergences import logistic
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.model import AudioEBM
 from sance_audio.noise import SelfNoise
+from sance_audio.state import Clips, Diverged, Progress, RunState, fingerprint
 
 Callbacks = tuple[Callable[[int, dict[str, Any], AudioEBM], None], ...]
 """Called after every step with (step from 1, its row of metrics, the model with its averaged

@@ -6,7 +6,7 @@ list of its choices and the calls of these steps.
 
 from __future__ import annotations
 
-__all__ = ["start", "fit"]
+__all__ = ["connect", "start", "fit"]
 
 import json
 import math
@@ -33,19 +33,26 @@ JUDGED = 2000
 """Held-out rows that the gain over the reference is taken over, at most."""
 
 
-def start(options: Options, recipe: str) -> torch.device:
-    """Check the device and the run folder, then record settings and environment in the folder.
+def connect(options: Options) -> torch.device:
+    """The device of a run; several processes, where a launcher started them, are connected on it.
 
     Raises:
-        ValueError: a device that is not there; a folder that is no run of this recipe, or one with
-            other settings, each named.
+        ValueError: a device that is not there.
     """
     device = _device(options)
     if device.type == "cpu":
         torch.set_num_threads(1)  # chunks run side by side instead: see chunks.py
     processes.join(device)
-    processes.on_main(lambda: _claim(options, recipe, device))
     return device
+
+
+def start(options: Options, recipe: str, device: torch.device) -> None:
+    """Check the run folder, then record settings and environment in it.
+
+    Raises:
+        ValueError: a folder that is no run of this recipe, or one with other settings, each named.
+    """
+    processes.on_main(lambda: _claim(options, recipe, device))
 
 
 def _claim(options: Options, recipe: str, device: torch.device) -> None:

@@ -27,9 +27,10 @@ from conftest import small_model
 from test_training import CONFIG, data, run, weights
 
 from sance_audio import checkpoint, files, train, training
-from sance_audio.checkpoint import RunFolder, RunState
+from sance_audio.checkpoint import RunFolder
 from sance_audio.files import append_jsonl, read_jsonl
 from sance_audio.noise import SelfNoise
+from sance_audio.state import RunState
 
 LONG = replace(CONFIG, checkpoint_every=2, per_component=2, pool=2)
 

@@ -6,9 +6,9 @@ import torch
 from conftest import small_model
 
 from sance_audio import TrainConfig, train, training
-from sance_audio.checkpoint import Progress, fingerprint
 from sance_audio.files import read_jsonl
 from sance_audio.recipe import load_recipe
+from sance_audio.state import Progress, fingerprint
 
 CONFIG = TrainConfig(
     steps=12, langevin_steps=2, groups=2, checkpoint_every=4, sample_every=0, rate=1e-3

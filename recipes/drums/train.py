@@ -16,7 +16,7 @@ from sance_audio.datasets import Corpus, drums
 from sance_audio.options import Options
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
-from sance_audio.workflow import fit, start
+from sance_audio.workflow import connect, fit, start
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def corpus(options: DrumOptions) -> Corpus:
 
 
 def main(options: DrumOptions) -> None:
+    device = connect(options)
     sounds = corpus(options)
-    device = start(options, "drums")
+    start(options, "drums", device)
     features = LogMel(
         drums.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5
     )

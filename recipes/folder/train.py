@@ -20,8 +20,9 @@ from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, folder
 from sance_audio.options import Options
 from sance_audio.preparation import Material, build, prepare
+from sance_audio.processes import is_main
 from sance_audio.recipe import conclude, launch
-from sance_audio.workflow import fit, start
+from sance_audio.workflow import connect, fit, start
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,9 @@ def corpus(options: FolderOptions) -> Corpus:
 
 
 def main(options: FolderOptions) -> None:
+    device = connect(options)
     sounds, survey = folder.prepare(options.data, windows=options.windows, seed=0)
-    device = start(options, "folder")
+    start(options, "folder", device)
     choices = Choices(options)
     if survey.cut_in_time:
         choices.reasons.append(
@@ -177,7 +179,8 @@ def main(options: FolderOptions) -> None:
     if options.preset == "auto":
         choose_model(choices, material, max(1, len(sounds.labels)))
     for reason in choices.reasons:
-        print(f"chosen: {reason}")
+        if is_main():
+            print(f"chosen: {reason}")
     options = choices.options
     model, components = build(material, sounds, features, options)
     model.to(device)

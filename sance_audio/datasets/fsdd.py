@@ -13,6 +13,7 @@ __all__ = ["prepare", "LABELS", "SAMPLE_RATE"]
 import re
 from pathlib import Path
 
+from sance_audio import processes
 from sance_audio.datasets.archives import fetch
 from sance_audio.datasets.corpus import Clip, Corpus, FileSource
 
@@ -60,7 +61,7 @@ def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpu
 
 
 def _download(cache: Path) -> Path:
-    folder = fetch(ARCHIVE, cache, "fsdd", CHECKSUM)
+    folder = processes.on_main(lambda: fetch(ARCHIVE, cache, "fsdd", CHECKSUM))
     clips = [path for path in folder.glob("*/recordings/*") if NAME.fullmatch(path.name)]
     if len(clips) != CLIPS:
         raise ValueError(

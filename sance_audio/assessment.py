@@ -169,7 +169,7 @@ def evaluate(
         "classifier": judged_by,
         "seed": options.seed,
         "differences": _differences(sets["ours"], sets["reference only"], real),
-        "memorisation": _memorisation(model, material, options.run, judge, ours, x_test),
+        "memorisation": _memorisation(model, material, options.run, judge, ours, x_test, real),
         "generation": _levels(model, ours),
     }
     write_json(options.run / "evaluation.json", results)
@@ -210,9 +210,11 @@ def _memorisation(
     judge: Judge,
     ours: Generated,
     x_test: Tensor,
+    real: evaluation.Described,
 ) -> Results:
-    """Are generated clips copies? Distances to the nearest training clip, over those of real test
-    clips: well below 1 means copies. The closest pairs are written as WAVs.
+    """Are generated clips copies? Distances to the nearest training clip (in features, of those in
+    `real`; in log-mels, of all), over those of real test clips: well below 1 means copies. The
+    closest pairs are written as WAVs.
     """
     train = material.x["train"]
 
@@ -231,13 +233,18 @@ def _memorisation(
     def flat(x: Tensor) -> np.ndarray:
         return x.flatten(1).cpu().numpy()
 
+    n = len(ours.x)
     out: Results = {}
-    for name, of in (("features", phi), ("log_mel", flat)):
-        sets = [of(x) for x in (ours.x, x_test)]
-        both, where = metrics.nearest(np.concatenate(sets), (of(block) for block in blocks()))
-        out[name] = ratios(both[: len(sets[0])], both[len(sets[0]) :])
+    spaces = {
+        "features": (phi, iter([real.phi])),
+        "log_mel": (flat, (flat(block) for block in blocks())),
+    }
+    for name, (of, others) in spaces.items():
+        sets = np.concatenate([of(ours.x), of(x_test)])
+        both, where = metrics.nearest(sets, others)
+        out[name] = ratios(both[:n], both[n:])
     # `both` and `where` are those of the log-mels: the closest pairs there
-    closest = np.argsort(both[: len(ours.x)], kind="stable")[:PAIRS]
+    closest = np.argsort(both[:n], kind="stable")[:PAIRS]
     out["closest"] = []
     for k, i in enumerate(closest.tolist()):
         row = int(where[i])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sance_audio import AudioEBM, audio, cli
+from sance_audio import AudioEBM, audio, cli, evaluation
 from sance_audio.assessment import Generated, _memorisation, analyse, classify
 from sance_audio.preparation import prepare
 from sance_audio.recipe import evaluate_run, load_recipe
@@ -95,7 +95,8 @@ def test_copies_of_training_clips_are_seen(run):
     waves = torch.stack(sounds[:40])
     copies = Generated(waves, [0] * 40, analyse(model, waves), 1.0)
     x_test = material.x["test"][:]
-    found = _memorisation(model, material, run, judge, copies, x_test)
+    real = evaluation.describe(judge.classifier, material.x["train"][:])
+    found = _memorisation(model, material, run, judge, copies, x_test, real)
     for space in ("features", "log_mel"):
         assert found[space]["at_median"] < 0.01, space
         assert found[space]["at_5_percent"] < 0.01, space
@@ -106,7 +107,7 @@ def test_copies_of_training_clips_are_seen(run):
         )
         torch.testing.assert_close(generated, training, atol=1e-3, rtol=0)
     others = Generated(waves, [0] * 40, material.x["valid"][:40], 1.0)
-    found = _memorisation(model, material, run, judge, others, x_test)
+    found = _memorisation(model, material, run, judge, others, x_test, real)
     assert 0.7 < found["log_mel"]["at_median"] < 1.4, "real clips that were not trained on"
 
 

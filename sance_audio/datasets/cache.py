@@ -93,7 +93,7 @@ class LogMels:
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         """Standardised log-mels `(n, 1, M, T)`."""
         mean, std = self.features.mean.cpu(), self.features.std.cpu()
-        return ((self.log_mels(index) - mean) / std).unsqueeze(1)
+        return self.log_mels(index).sub_(mean).div_(std).unsqueeze(1)  # a copy of its own
 
 
 def distinct(clips: Sequence[Clip]) -> tuple[list[Clip], list[str], list[str]]:

@@ -6,6 +6,8 @@ __all__ = ["TrainConfig"]
 
 from dataclasses import dataclass
 
+from sance_audio.divergences import Pair, objective
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -18,6 +20,11 @@ class TrainConfig:
     """Optimiser steps."""
     interval: int = 1
     """K: optimiser steps between refreshes of the noise, at most."""
+    loss: str = "logistic"
+    """logistic, kl, least_squares, exponential, alpha, donsker_varadhan or ranking; see
+    divergences.py."""
+    alpha: float = 0.5
+    """Of the loss alpha."""
     nu: int = 1
     """Noise samples per data sample."""
     per_component: int = 1
@@ -68,6 +75,7 @@ class TrainConfig:
         for name in ["step_size", "cap", "rate", "clip", "gap_limit"]:
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, found {getattr(self, name)}")
+        objective(self.loss, self.nu, self.alpha)  # an unknown loss is an error
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema must lie in [0, 1), found {self.ema}")
         if not 1 <= self.pool_groups <= self.groups:
@@ -80,6 +88,12 @@ class TrainConfig:
                 f"which needs at least 4 chains of each: raise train.pool or train.per_component "
                 f"(now {self.pool_groups} and {self.per_component})"
             )
+
+    @property
+    def saturates(self) -> bool:
+        """Whether the loss takes exponents, which saturate far out."""
+        chosen = objective(self.loss, self.nu, self.alpha)
+        return isinstance(chosen, Pair) and any(chosen.exponents)
 
     @property
     def pool_groups(self) -> int:

@@ -27,7 +27,7 @@ from sance_audio import processes
 from sance_audio.checkpoint import RunFolder
 from sance_audio.config import TrainConfig
 from sance_audio.diagnostics import relative_ess
-from sance_audio.divergences import logistic
+from sance_audio.divergences import objective
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.model import AudioEBM
 from sance_audio.noise import SelfNoise
@@ -96,7 +96,8 @@ def train(
     generator = torch.Generator(device).manual_seed(processes.own_seed(seed))
     noise = _self_noise(model, raw, config, generator, accelerator.gather)
     members = _members(components.to(device), model.reference.n_components)
-    clips, pair = x.to(device) if isinstance(x, Tensor) else x, logistic(config.nu)
+    clips = x.to(device) if isinstance(x, Tensor) else x
+    loss_of = objective(config.loss, config.nu, config.alpha)
 
     # Resume
     folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})
@@ -122,9 +123,8 @@ def train(
         clean = _rows(clips, _choose(members, noise.c, generator), device)
         data = clean + model.sigma * torch.randn(clean.shape, generator=generator, device=device)
         h, value = noise.log_ratio(network, data, drawn, frozen_is_network=p.since == 0)
-        h_data, h_noise = h.split([len(data), len(drawn.x)])
-        loss = pair.data(h_data).mean() + pair.noise(h_noise).mean()
-        loss = loss + config.penalty * value.square().mean()
+        h_data, h_noise = map(noise.by_component, h.split([len(data), len(drawn.x)]))
+        loss = loss_of(h_data, h_noise) + config.penalty * value.square().mean()
 
         # Guard: the same in every process
         optimiser.zero_grad()
@@ -161,6 +161,7 @@ def train(
 
         # Log, checkpoint, callbacks
         row |= {"loss": loss_now, "gap": gap, "norm": norm, "rate": rate}
+        row |= {"saturated": loss_of.saturated(h_data, h_noise)} if config.saturates else {}
         row |= {"log_z": p.ledger.log_z, "log_z_error": p.ledger.standard_error}
         if p.note:
             row["rollback"], p.note = p.note, ""

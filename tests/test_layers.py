@@ -10,10 +10,10 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files processes rows headers decoding audio chunks config divergences energy metrics "
+    0: "files processes rows headers decoding audio chunks divergences energy metrics "
     "verdicts weights",
-    1: "streams features reference networks samplers options",
-    2: "inversion pictures noise diagnostics datasets",
+    1: "streams features reference networks samplers config",
+    2: "options inversion pictures noise diagnostics datasets",
     3: "model",
     4: "state evaluation trackers",
     5: "checkpoint detection report",

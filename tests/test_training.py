@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from conftest import small_model
 
 from sance_audio import TrainConfig, train, training
+from sance_audio.divergences import PAIRS, RANKED
 from sance_audio.files import read_jsonl
 from sance_audio.recipe import load_recipe
 from sance_audio.state import Progress, fingerprint
@@ -194,6 +196,8 @@ def test_a_long_interval_is_cut_short_when_the_model_runs_ahead(tmp_path):
     [
         ({"steps": 0}, r"train\.steps"),
         ({"rate": -1.0}, r"train\.rate"),
+        ({"loss": "hinge"}, "no loss named 'hinge'"),
+        ({"loss": "alpha", "alpha": 0.0}, "alpha must be a positive number"),
         ({"ema": 1.0}, r"train\.ema"),
         ({"interval": 4, "pool": 1}, "dlogZ"),
     ],
@@ -270,6 +274,19 @@ def test_learning_moves_generated_clips_to_the_data(tmp_path, change):
     drawn, _ = model.draw([0, 1, 2] * 20, range(60), steps=200)
     plain, _ = model.draw([0, 1, 2] * 20, range(60), reference_only=True)
     assert 0.25 < float(drawn.mean() - plain.mean()) < 0.75
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize("loss", [*PAIRS, *RANKED])
+def test_every_loss_trains(tmp_path, loss, interval):
+    config = replace(CONFIG, loss=loss, interval=interval, pool=2, per_component=2)
+    model, rows = run(tmp_path, config)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert not any("rollback" in row for row in rows)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert not torch.equal(weights(model), weights(small_model(trained=False)))
+    counted = {row.get("saturated") for row in rows}
+    assert counted == ({0} if config.saturates else {None})
 
 
 @pytest.mark.slow

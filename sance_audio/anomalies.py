@@ -46,7 +46,8 @@ def detect(
         show: Oddest and most ordinary clips written for the page.
     """
     out: Results = {"oddest": [], "most_ordinary": [], "auc": {}, "note": ""}
-    test = material.clips["test"][:SCREENED]
+    chosen = material.chosen_clips("test", SCREENED)
+    test = [material.clips["test"][i] for i in chosen]
     try:
         detector, alone = (
             _fitted(model, material, options, learnt=learnt) for learnt in (True, False)
@@ -84,7 +85,7 @@ def detect(
     order = np.argsort(-marks["anomaly_score"], kind="stable")
     if odd:
         x = material.x["valid"][:]
-        sounds = [material.wave("test", i, model.sample_rate) for i in range(len(test))]
+        sounds = [material.wave("test", i, model.sample_rate) for i in chosen]
         sounds += [wave for _, wave in odd]
         baselines = {
             "ours": marks["anomaly_score"],
@@ -104,7 +105,9 @@ def _fitted(
     model: AudioEBM, material: Material, options: Options, *, learnt: bool
 ) -> EnergyDetector:
     """A detector at 5 % false alarms, or the lowest rate that the validation clips allow."""
-    n = len(material.clips["valid"][:SCREENED])
+    n = len(material.chosen_clips("valid", SCREENED))
+    if n < 3:
+        raise ValueError(f"{n} validation clips are too few to calibrate one; there must be 3")
     detector = EnergyDetector(model, seed=options.seed, learnt=learnt)
     if n < detector.clips_needed:
         calibrating = round(detector.calibration * n)
@@ -116,7 +119,8 @@ def _clips(model: AudioEBM, material: Material, split: str) -> Iterator[Path | T
     """Clips of a split as the detector takes them: whole files by path, for it to read in parts;
     others as waveforms, one after the other.
     """
-    for i, clip in enumerate(material.clips[split][:SCREENED]):
+    for i in material.chosen_clips(split, SCREENED):
+        clip = material.clips[split][i]
         if isinstance(clip.source, FileSource) and clip.source.whole:
             yield clip.source.path
         else:

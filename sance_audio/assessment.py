@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ FEW = 640
 """Clips (ten for each of the 64 features) below which KID, unbiased, is the figure to read."""
 CLASSIFIER_SEED = 0
 """One for all runs, whatever theirs, so that their figures compare."""
+COPIES = 200
+"""Training clips that show what copies would look like."""
 PAIRS = 3
 """Generated clips nearest to a training clip, written beside it."""
 
@@ -147,15 +150,20 @@ def evaluate(
     again = analyse(model, model.invert(x_test.to(model.device)))
     x_real, real_rows = material.some("train", COMPARED)
     order = torch.randperm(len(real_rows), generator=torch.Generator().manual_seed(1))
-    real = evaluation.describe(judge.classifier, x_real[order])
 
-    def described(x: Tensor, y: Tensor) -> evaluation.Described:
-        return evaluation.describe(judge.classifier, x, y if model.labels else None)
+    def described(x: Tensor, y: Tensor, owner: Tensor | None = None) -> evaluation.Described:
+        labels = y if model.labels else None
+        return evaluation.describe(judge.classifier, x, labels, owner)
 
-    y_test = material.y["test"][rows]
+    def owner(split: str, rows: Tensor) -> Tensor | None:
+        return material.owner[split][rows] if material.windows > 1 else None
+
+    real_rows = real_rows[order]
+    real = described(x_real[order], material.y["train"][real_rows], owner("train", real_rows))
+    y_test, of_test = material.y["test"][rows], owner("test", rows)
     sets = {
-        "real test clips": described(x_test, y_test),
-        "real through inversion": described(again, y_test),
+        "real test clips": described(x_test, y_test, of_test),
+        "real through inversion": described(again, y_test, of_test),
         "reference only": described(alone.x, torch.tensor(alone.classes)),
         "ours": described(ours.x, torch.tensor(ours.classes)),
     }
@@ -169,7 +177,7 @@ def evaluate(
         "classifier": judged_by,
         "seed": options.seed,
         "differences": _differences(sets["ours"], sets["reference only"], real),
-        "memorisation": _memorisation(model, material, options.run, judge, ours, x_test, real),
+        "memorisation": _memorisation(model, material, options.run, judge, ours, again, real),
         "generation": _levels(model, ours),
     }
     write_json(options.run / "evaluation.json", results)
@@ -185,7 +193,10 @@ def _differences(
     over the pairs; the training clips are what they are.
     """
     phi, phi_0, n = ours.phi, alone.phi, len(ours.phi)
-    kid, kid_0 = (metrics.kernel_distances(z, real.phi, fixed=True) for z in (phi, phi_0))
+    kid, kid_0 = (
+        metrics.kernel_distances(z, real.phi, fixed=True, groups=(None, real.groups))
+        for z in (phi, phi_0)
+    )
     out = {
         "kid": metrics.percentiles(kid - kid_0),
         "fid": metrics.paired_interval(
@@ -209,23 +220,17 @@ def _memorisation(
     run: Path,
     judge: Judge,
     ours: Generated,
-    x_test: Tensor,
+    again: Tensor,
     real: evaluation.Described,
 ) -> Results:
     """Are generated clips copies? Distances to the nearest training clip (in features, of those in
-    `real`; in log-mels, of all), over those of real test clips: well below 1 means copies. The
-    closest pairs are written as WAVs.
+    `real`; in log-mels, of all), over those of real test clips that went through inversion as
+    generated ones did, `again`. What copies would give stands beside: training clips through
+    inversion. The closest pairs are written as WAVs.
     """
     train = material.x["train"]
-
-    def blocks() -> Iterator[Tensor]:
-        return (train[i : i + 1000] for i in range(0, len(train), 1000))
-
-    def ratios(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        return {
-            f"at_{name}": float(np.quantile(a, q) / max(float(np.quantile(b, q)), 1e-9))
-            for name, q in (("5_percent", 0.05), ("median", 0.5))
-        }
+    copies = material.some("train", COPIES)[0]
+    copies = analyse(model, model.invert(copies.to(model.device)))
 
     def phi(x: Tensor) -> np.ndarray:
         return evaluation.describe(judge.classifier, x).phi
@@ -233,38 +238,35 @@ def _memorisation(
     def flat(x: Tensor) -> np.ndarray:
         return x.flatten(1).cpu().numpy()
 
-    n = len(ours.x)
+    blocks = (flat(train[i : i + 1000]) for i in range(0, len(train), 1000))
     out: Results = {}
-    spaces = {
-        "features": (phi, iter([real.phi])),
-        "log_mel": (flat, (flat(block) for block in blocks())),
-    }
-    for name, (of, others) in spaces.items():
-        sets = np.concatenate([of(ours.x), of(x_test)])
-        both, where = metrics.nearest(sets, others)
-        out[name] = ratios(both[:n], both[n:])
-    # `both` and `where` are those of the log-mels: the closest pairs there
-    closest = np.argsort(both[:n], kind="stable")[:PAIRS]
+    for name, of, others in (("features", phi, iter([real.phi])), ("log_mel", flat, blocks)):
+        sets = [of(ours.x), of(again), of(copies)]
+        both, where = metrics.nearest(np.concatenate(sets), others)
+        mine, test, copied = np.split(both, np.cumsum([len(z) for z in sets])[:-1])
+        out[name] = _ratios(mine, test) | {"copies": _ratios(copied, test)}
+    # `mine` and `where` are those of the log-mels: the closest pairs there
     out["closest"] = []
-    for k, i in enumerate(closest.tolist()):
+    for k, i in enumerate(np.argsort(mine, kind="stable")[:PAIRS].tolist()):
         row = int(where[i])
         clip = material.clips["train"][int(material.owner["train"][row])]
         files = [f"evaluation/closest_{k}_{what}.wav" for what in ("generated", "training")]
-        for file, wave in zip(files, (ours.waves[i], _window(model, material, row)), strict=True):
+        sounds = ours.waves[i], material.window("train", row, model)
+        for file, wave in zip(files, sounds, strict=True):
             audio.write(run / file, wave, model.sample_rate)
         out["closest"].append(
             {"generated": files[0], "training": files[1], "index": i, "name": clip.name}
-            | {"distance": float(both[i])}
+            | {"distance": float(mine[i])}
         )
     return out
 
 
-def _window(model: AudioEBM, material: Material, row: int) -> Tensor:
-    """The sound of a row of the training split, `(window,)`."""
-    owner = material.owner["train"]
-    clip = int(owner[row])
-    first = int((owner == clip).nonzero()[0])
-    return material.window("train", clip, row - first, model)
+def _ratios(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Quantiles of distances a over those of b."""
+    return {
+        f"at_{name}": float(np.quantile(a, q) / max(float(np.quantile(b, q)), 1e-9))
+        for name, q in (("5_percent", 0.05), ("median", 0.5))
+    }
 
 
 def _levels(model: AudioEBM, ours: Generated) -> Results:
@@ -295,20 +297,19 @@ def examples(
         {
             "file": f"clips/{name}",
             "kind": "generated",
-            "label": model.labels[y] if model.labels else "",
+            "label": model.labels[y] if model.labels else f"clip {i}",
             "seed": options.seed,
             "index": i,
             "energy": float(e),
         }
         for i, (name, y, e) in enumerate(zip(names, ours.classes, energies, strict=False))
     ]
-    for label, row in _shown(model, material):
-        clip = int(material.owner["test"][row])
-        wave = material.window("test", clip, 0, model)
+    for k, (label, row) in enumerate(_shown(model, material)):
+        wave = material.window("test", row, model)
         x = material.x["test"][torch.tensor([row])].to(model.device)
         name = audio.file_label(label)
         for kind, sound in (("real", wave), ("resynthesised", model.invert(x)[0])):
-            file = f"samples/{kind}_{name}.wav"
+            file = f"samples/{kind}_{k:02d}_{name}.wav"
             audio.write(options.run / file, sound, model.sample_rate)
             energy = float(model.energy_of(analyse(model, [sound]))[0])
             cards.append({"file": file, "kind": kind, "label": label, "energy": energy})

@@ -116,12 +116,13 @@ def fit_length(waveform: Tensor, length: int, align: str = "centre") -> Tensor:
 
 
 def file_label(label: str) -> str:
-    """A class name as part of a file name: nothing in it leads to another folder.
+    """A class name as part of a file name: nothing in it leads to another folder, and it is no
+    longer than a file system takes beside an index.
 
-    >>> file_label("closed-hat"), file_label("../a b")
-    ('closed-hat', '.._a_b')
+    >>> file_label("closed-hat"), file_label("../a b"), len(file_label(300 * "x"))
+    ('closed-hat', '.._a_b', 40)
     """
-    return re.sub(r"[^\w.-]+", "_", label)
+    return re.sub(r"[^\w.-]+", "_", label.encode(errors="replace").decode())[:40]
 
 
 def windows(waveform: Tensor, length: int, peak: float | None = None) -> Tensor:
@@ -160,8 +161,8 @@ def find_audio(paths: list[str | Path]) -> list[Path]:
     """Files as given, and the audio files anywhere below given folders (by suffix), sorted within
     each.
 
-    Below a folder, linked folders are followed, each folder once; files that begin with a dot are
-    passed over. What cannot be read (a folder without permission, a link that leads nowhere) is
+    Below a folder, linked folders are followed, each folder once; what begins with a dot is passed
+    over. What cannot be read (a folder without permission, a link that leads nowhere) is
     among the paths: decoding it gives the `AudioError` that says why.
 
     Raises:
@@ -199,6 +200,7 @@ def _below(top: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             paths = (os.path.join(root, name) for name in sorted(folders))
             waiting += [path for path in paths if os.path.islink(path)]
             for name in names:

@@ -73,6 +73,8 @@ class Described:
     """`(N, classes)`."""
     meant: Array | None
     """`(N,)`, the classes that the clips are of, or were meant to be; None for unlabelled ones."""
+    groups: Array | None = None
+    """`(N,)`, the recording that each is a window of; None where each is one of its own."""
 
     @property
     def right(self) -> Array | None:
@@ -81,13 +83,17 @@ class Described:
 
 
 @torch.no_grad()
-def describe(classifier: Classifier, x: Tensor, meant: Tensor | None = None) -> Described:
-    """Features and probabilities, in float64, of log-mels `(B, 1, M, T)`."""
+def describe(
+    classifier: Classifier, x: Tensor, meant: Tensor | None = None, groups: Tensor | None = None
+) -> Described:
+    """Features and probabilities, in float64, of log-mels `(B, 1, M, T)`; with their classes, and
+    the recordings that they are windows of, `(B,)` each.
+    """
     classifier.eval()
     phi = chunked(classifier.features, x.cpu(), size=32)
     probabilities = classifier.head(phi).double().softmax(1)
-    y = None if meant is None else meant.numpy()
-    return Described(phi.double().numpy(), probabilities.numpy(), y)
+    y, g = (None if z is None else z.numpy() for z in (meant, groups))
+    return Described(phi.double().numpy(), probabilities.numpy(), y, g)
 
 
 def train_classifier(
@@ -139,24 +145,31 @@ def row(clips: Described, real: Described, kinds: tuple[str, ...], n_equal: int)
         n_equal: Clips, and training clips, that rows are compared at: the first so many.
 
     Returns:
-        Over all clips: `clips`, `accuracy` (None without classes), `inception_score` (likewise),
-        `fid_all`, `seen_as`; over `n_equal`: `fid`, `kid` with a 95 % bootstrap interval,
+        Over all clips: `clips`, `recordings` (that they are windows of), `accuracy` (None without
+        classes), `fid_all`, `seen_as`; over `n_equal`: `inception_score` (None without classes),
+        `fid`, `kid` with a 95 % bootstrap interval (None for windows of a single recording),
         `precision`, `recall`, `density`, `coverage` (None where there are too few clips).
     """
     equal, some = clips.phi[:n_equal], real.phi[:n_equal]
     counts = np.bincount(clips.probabilities.argmax(1), minlength=len(kinds))
     right = clips.right
-    kid = percentiles(kernel_distances(equal, some))
+    groups = clips.groups, real.groups
+    first = tuple(None if g is None else g[:n_equal] for g in groups)
+    alone = any(g is not None and len(np.unique(g)) < 2 for g in first)
+    kid = None if alone else percentiles(kernel_distances(equal, some, groups=first))  # type: ignore[arg-type]
+    if kid is not None and all(g is None for g in first):
+        kid["value"] = _kid(equal, some)
     neighbours = 5
     enough = n_equal > neighbours
-    parts = manifold(some, equal, neighbours) if enough else dict.fromkeys(MANIFOLD)
+    parts = manifold(some, equal, neighbours, first[1]) if enough else dict.fromkeys(MANIFOLD)
     return {
         "clips": len(clips.phi),
+        "recordings": len(clips.phi if groups[0] is None else np.unique(groups[0])),
         "accuracy": None if right is None else float(right.mean()),
-        "inception_score": None if right is None else _inception(clips.probabilities),
+        "inception_score": None if right is None else _inception(clips.probabilities[:n_equal]),
         "fid": _fid(equal, some),
         "fid_all": _fid(clips.phi, real.phi),
-        "kid": kid | {"value": _kid(equal, some)},
+        "kid": kid,
         **parts,
         "seen_as": dict(zip(kinds, counts.tolist(), strict=True)),
     }

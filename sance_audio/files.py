@@ -33,8 +33,9 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, flushed to disk and renamed onto it at the end.
+def atomic(path: str | Path, prefix: str = ".") -> Iterator[Path]:
+    """A temporary path beside `path`, flushed to disk and renamed onto it at the end; its name
+    begins with `prefix`.
 
     An exception, or a kill at any moment, leaves `path` as it was.
 
@@ -44,7 +45,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         try:

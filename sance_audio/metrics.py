@@ -69,7 +69,13 @@ def inception_score(probabilities: Array) -> float:
 
 
 def kernel_distances(
-    a: Array, b: Array, *, resamples: int = RESAMPLES, seed: int = 0, fixed: bool = False
+    a: Array,
+    b: Array,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    fixed: bool = False,
+    groups: tuple[Array | None, Array | None] = (None, None),
 ) -> Array:
     """KID of two sets of features `(N, d)` and `(N', d)`: its value, then bootstrap replicates.
 
@@ -77,45 +83,73 @@ def kernel_distances(
     clip drawn twice is no pair with itself, which would bias the replicates upwards. The same seed
     and sizes draw the same rows, so that replicates of two models can be subtracted.
 
+    Arguments:
+        a, b: Features.
+        resamples: Replicates.
+        seed: Of the resampling.
+        fixed: b is what it is.
+        groups: Of each set, the recording `(N,)` that a row is a window of, where rows share one.
+            Whole recordings are drawn then, and two rows of one are no pair.
+
     Returns:
         `(1 + resamples,)`.
+
+    Raises:
+        ValueError: fewer than two clips, or recordings, of a kind.
     """
-    n, m = len(a), len(b)
-    if min(n, m) < 2:
-        raise ValueError(f"KID needs at least two clips of each kind, found {n} and {m}")
+    owner = [_numbered(z, g) for z, g in zip((a, b), groups, strict=True)]
+    counts = [int(o.max(initial=-1)) + 1 for o in owner]
+    if min(counts) < 2:
+        raise ValueError(f"KID needs at least two clips of each kind, found {counts}")
     rng = np.random.default_rng(seed)
-    draw = [rng.multinomial(k, np.full(k, 1 / k), size=resamples) for k in (n, m)]
-    w, v = (np.vstack([np.ones(d.shape[1]), d]) for d in draw)
+    draw = [rng.multinomial(k, np.full(k, 1 / k), size=resamples) for k in counts]
+    w, v = (np.vstack([np.ones(k), d])[:, o] for k, d, o in zip(counts, draw, owner, strict=True))
     if fixed:
-        v = np.ones((1, m))
-    return _within(a, w) + _within(b, v) - 2 * ((w @ _kernel(a, b)) * v).sum(1) / (n * m)
+        v = np.ones((1, len(b)))
+    between = ((w @ _kernel(a, b)) * v).sum(1) / (w.sum(1) * v.sum(1))
+    return _within(a, w, owner[0]) + _within(b, v, owner[1]) - 2 * between
+
+
+def _numbered(z: Array, groups: Array | None) -> Array:
+    """The recording of each row, counted from 0; each row its own where nothing is said."""
+    return np.arange(len(z)) if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 def _kernel(a: Array, b: Array) -> Array:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _within(a: Array, w: Array) -> Array:
-    """Weighted mean of the kernel over pairs of different clips; w `(R, N)`."""
+def _within(a: Array, w: Array, owner: Array) -> Array:
+    """Weighted mean of the kernel over pairs of rows of different recordings; w `(R, N)`."""
     kernel = _kernel(a, a)
-    np.fill_diagonal(kernel, 0)
-    pairs = w.sum(1) ** 2 - (w**2).sum(1)
+    kernel[owner[:, None] == owner[None]] = 0
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(owner.max() + 1))
+    each = np.add.reduceat(w[:, order], starts, axis=1)
+    pairs = w.sum(1) ** 2 - (each**2).sum(1)
     pairs = np.where(pairs > 0, pairs, np.nan)  # one clip, drawn n times: no pair at all
     return ((w @ kernel) * w).sum(1) / pairs
 
 
-def manifold(real: Array, fake: Array, k: int = 5) -> dict[str, float]:
+def manifold(
+    real: Array, fake: Array, k: int = 5, groups: Array | None = None
+) -> dict[str, float]:
     """Precision, recall, density and coverage of features `(N', d)` against real ones `(N, d)`.
 
     Arguments:
         real, fake: Features, at least k + 1 clips each.
         k: Neighbour that decides the size of a neighbourhood.
+        groups: `(N,)`, the recording that a real row is a window of: others of the same are no
+            neighbours.
     """
     from sklearn.metrics import pairwise_distances
 
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"k={k} needs more than {k} clips, found {len(real)} and {len(fake)}")
-    radius, reach = (np.sort(pairwise_distances(z), 1)[:, k] for z in (real, fake))
+    apart = pairwise_distances(real)
+    owner = _numbered(real, groups)
+    apart[(owner[:, None] == owner[None]) & ~np.eye(len(real), dtype=bool)] = np.inf
+    radius, reach = np.sort(apart, 1)[:, k], np.sort(pairwise_distances(fake), 1)[:, k]
     between = pairwise_distances(real, fake)  # (N, N')
     inside = between <= radius[:, None]
     return {

@@ -6,9 +6,11 @@ __all__ = ["Options", "Results", "parse", "options_from", "FREE"]
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import tyro
 
 from sance_audio.config import TrainConfig
 
@@ -55,6 +57,8 @@ class Options:
     """Passes of the evaluating classifier over the training clips."""
     evaluate: int = 200
     """Generated clips that the table is computed on."""
+    named: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Options that the command line named, whatever their values."""
     clips: int = 24
     """Generated clips written to clips/."""
 
@@ -68,7 +72,7 @@ class Options:
             raise ValueError(f"--sigma must be positive, found {self.sigma}")
 
 
-FREE = {"run", "data", "cache", "log_with", "device"}
+FREE = {"run", "data", "cache", "log_with", "device", "named"}
 FREE |= {"generation_steps", "annealing", "evaluate", "clips"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""
 
@@ -89,8 +93,6 @@ def parse(
         arguments: As in sys.argv[1:].
         program: Name shown by --help.
     """
-    import tyro
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     usual = "auto" if "auto" in presets else "cpu"
     chosen = usual
@@ -100,9 +102,11 @@ def parse(
         elif word.startswith("--preset="):
             chosen = word.partition("=")[2]
     default = presets.get(chosen, presets[usual])
-    return tyro.cli(
+    options = tyro.cli(
         type(default), default=default, args=arguments, description=description, prog=program
     )
+    flags = (word.partition("=")[0] for word in arguments if word.startswith("--"))
+    return replace(options, named=tuple(flag[2:].replace("-", "_") for flag in flags))
 
 
 def options_from(settings: dict[str, Any], default: O) -> O:
@@ -114,6 +118,7 @@ def options_from(settings: dict[str, Any], default: O) -> O:
     values = {f.name: settings[f.name] for f in fields(default) if f.name in settings}
     try:
         values["train"] = TrainConfig(**values["train"])
+        values["named"] = tuple(values.get("named", ()))
         for name in ("run", "data", "cache"):
             values[name] = None if values.get(name) is None else Path(values[name])
         return type(default)(**values)

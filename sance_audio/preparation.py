@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Material", "prepare", "build"]
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +19,17 @@ import torch
 from torch import Tensor
 
 from sance_audio import audio, processes
-from sance_audio.datasets import Clip, Corpus
+from sance_audio.datasets import Clip, Corpus, FileSource
 from sance_audio.datasets.cache import (
     LogMels,
     Reading,
     cache_log_mels,
+    clip_windows,
     distinct,
-    training_windows,
 )
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
-from sance_audio.files import write_json
+from sance_audio.files import read_json, write_json
 from sance_audio.model import AudioEBM
 from sance_audio.networks import SIZES, ResidualEnergy
 from sance_audio.options import Options, Results
@@ -72,15 +73,34 @@ class Material:
             rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort()[0]
         return self.x[split][rows], rows
 
-    def wave(self, split: str, clip: int, sample_rate: int) -> Tensor:
-        """The waveform `(N,)` of a clip at one rate, read anew."""
-        recording = self.clips[split][clip].source.load()
-        return audio.resample(recording.waveform, recording.sample_rate, sample_rate)
+    def wave(
+        self, split: str, clip: int, sample_rate: int, seconds: float | None = None
+    ) -> Tensor:
+        """The waveform `(N,)` of a clip, or of its first seconds, at one rate, read anew."""
+        source = self.clips[split][clip].source
+        if seconds is not None and isinstance(source, FileSource) and source.whole:
+            source = FileSource(source.path, 0.0, seconds)
+        recording = source.load()
+        wave = audio.resample(recording.waveform, recording.sample_rate, sample_rate)
+        return wave if seconds is None else wave[: round(seconds * sample_rate)]
 
-    def window(self, split: str, clip: int, k: int, model: AudioEBM) -> Tensor:
-        """The sound `(window,)` of the k-th of a clip's rows."""
-        wave = self.wave(split, clip, model.sample_rate)
-        return training_windows(wave, model.window, model.peak, self.windows)[0][k]
+    def window(self, split: str, row: int, model: AudioEBM) -> Tensor:
+        """The sound `(window,)` of a row."""
+        owner = self.owner[split]
+        clip = int(owner[row])
+        first = int((owner == clip).nonzero()[0])
+        chosen, _ = clip_windows(
+            self.clips[split][clip], model.sample_rate, model.window, model.peak, self.windows
+        )
+        return chosen[row - first]
+
+    def chosen_clips(self, split: str, most: int) -> list[int]:
+        """Clips of a split, at most so many: all in order, or a fixed random choice."""
+        n = len(self.clips[split])
+        if n <= most:
+            return list(range(n))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        return order[:most].sort()[0].tolist()
 
 
 def prepare(
@@ -99,9 +119,11 @@ def prepare(
         features: Fitted here on the training split, unless they are `fitted`.
         options: Run folder, cache, frames.
         frames: Frames of a window, where it is not `options.frames`.
+        fitted: The features are a trained model's; the corpus must be the one it was trained on.
 
     Raises:
-        ValueError: a split without a readable clip; a class without training clips.
+        ValueError: a split without a readable clip; a class without training clips; another
+            corpus, or another division of it, than the run's.
     """
     frames = options.frames if frames is None else frames
     listed = [clip for split in SPLITS for clip in corpus.split(split)]
@@ -113,7 +135,9 @@ def prepare(
         )
     )
     facts = _facts(corpus, clips, readings, repeated, features, frames)
-    if processes.is_main():
+    facts["corpus"] = _identity(clips, digests, readings)
+    _compare(facts, options.run)
+    if processes.is_main() and not fitted:
         write_json(options.run / "preparation.json", facts)
         _report(corpus.name, facts)
     material = _material(corpus, clips, path, readings, features, facts)
@@ -163,6 +187,26 @@ def build(
         weights = sum(p.numel() for p in network.parameters())
         print(f"{reference.n_components} Gaussian components; {weights} parameters")
     return model, components
+
+
+def _identity(clips: Sequence[Clip], digests: Sequence[str], readings: Sequence[Reading]) -> str:
+    """A hash of what was read: every sound, its label and its split, whatever its name."""
+    every = zip(clips, digests, readings, strict=True)
+    lines = sorted(f"{digest} {c.split} {c.label}" for c, digest, r in every if r.rows)
+    return hashlib.sha256("\n".join(lines).encode(errors="replace")).hexdigest()
+
+
+def _compare(facts: Results, run: Path) -> None:
+    """Raise ValueError unless the corpus is the one that the run was trained on."""
+    path = run / "preparation.json"
+    known = read_json(path) if path.exists() else {}
+    if known.get("corpus", facts["corpus"]) != facts["corpus"]:
+        raise ValueError(
+            f"--data: not the corpus that {run} was started with, or not divided as it was "
+            f"({known.get('clips')} clips then, {facts['clips']} now), so that clips trained on "
+            f"could be judged as new ones: name the same folder with the same files, or another "
+            f"--run"
+        )
 
 
 def _rows(
@@ -233,7 +277,7 @@ def _facts(
         "left_out": [*corpus.problems, *(r.problem for r in readings if r.problem)],
         "repeated": repeated,
         "read_in_part": [f"{c.name}: {r.partial}" for c, r in good if r.partial],
-        "silent": [c.name for c, r in good if r.silent],
+        "silent": [c.name for c, r in zip(clips, readings, strict=True) if r.silent],
     }
 
 
@@ -252,7 +296,7 @@ def _report(name: str, facts: Results) -> None:
         "left_out": "left out",
         "repeated": "left out as repetitions",
         "read_in_part": "read in part",
-        "silent": "silent",
+        "silent": "left out as silent",
     }
     print("  " + ", ".join(f"{len(facts[key])} {words}" for key, words in kinds.items()))
     for key, words in kinds.items():

@@ -120,8 +120,12 @@ def evaluate_run(
     recipe = load_recipe(settings["recipe"])
     options = options_from(settings, recipe.PRESETS["cpu"])
     corpus = recipe.corpus(replace(options, run=run, data=data or options.data))
-    changes = {"evaluate": num or options.evaluate, "run": run}
-    options = replace(options, **changes)
+    if corpus.labels != model.labels:
+        raise ValueError(
+            f"--data: has the classes {', '.join(corpus.labels) or 'none'}, the model "
+            f"{', '.join(model.labels) or 'none'}"
+        )
+    options = replace(options, run=run, evaluate=options.evaluate if num is None else num)
     material = prepare(corpus, model.features, options, frames=model.frames, fitted=True)
     judge = classify(model, material, options)
     before = run / "evaluation.json"
@@ -133,7 +137,12 @@ def evaluate_run(
                 f"with; put that back, or delete evaluation.json"
             )
     options = options if seed is None else replace(options, seed=seed)
-    return evaluate(model, judge, material, options)[0]
+    evaluated = evaluate(model, judge, material, options)[0]
+    if (run / "results.json").exists():  # so that the page tells of what it plays
+        results = read_json(run / "results.json") | {"evaluation": evaluated}
+        write_json(run / "results.json", results | {"findings": findings(results)})
+        write_page(run)
+    return evaluated
 
 
 def _cost() -> dict[str, float]:

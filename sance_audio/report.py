@@ -52,7 +52,7 @@ def write_page(run: str | Path) -> Path:
     )
     path = run / "index.html"
     with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -58,6 +58,12 @@ def table(evaluation: Results) -> list[str]:
 def evaluation_findings(evaluation: Results) -> list[str]:
     """What the table shows, and what it does not."""
     lines = []
+    real = evaluation["table"]["real test clips"]
+    if real["recordings"] < real["clips"]:
+        lines.append(
+            f"Real test clips are {real['clips']} windows of {real['recordings']} recordings: "
+            f"their figures know no more than {real['recordings']} sounds tell."
+        )
     headline = evaluation["headline"]
     if headline == "kid":
         lines.append(
@@ -85,9 +91,10 @@ def evaluation_findings(evaluation: Results) -> list[str]:
     for space, name in (("features", "the classifier's features"), ("log_mel", "log-mels")):
         ratio = evaluation["memorisation"][space]
         lines.append(
-            f"Distance to the nearest training clip in {name}, over that of real test clips: "
-            f"{ratio['at_5_percent']:.2f} at the 5 % quantile, {ratio['at_median']:.2f} in the "
-            f"median (well below 1 would mean copies)."
+            f"Distance to the nearest training clip in {name}, over that of real test clips, all "
+            f"through inversion: {ratio['at_5_percent']:.2f} at the 5 % quantile, "
+            f"{ratio['at_median']:.2f} in the median (copies of training clips: "
+            f"{ratio['copies']['at_5_percent']:.2f} and {ratio['copies']['at_median']:.2f})."
         )
     made = evaluation["generation"]
     lines.append(

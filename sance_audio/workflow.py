@@ -59,6 +59,8 @@ def _claim(options: Options, recipe: str, device: torch.device) -> None:
     """Make the run folder this run's, or find that it is."""
     run, config = options.run, options.run / "config.json"
     settings = {"recipe": recipe, **json.loads(json.dumps(asdict(options), default=str))}
+    if options.data is not None:  # found again from wherever `evaluate` is called
+        settings["data"] = str(options.data.resolve())
     if run.exists() and not run.is_dir():
         raise ValueError(f"--run {run}: a file stands there; name a folder")
     if not config.exists() and run.is_dir() and any(run.iterdir()):
@@ -94,7 +96,8 @@ def _claim(options: Options, recipe: str, device: torch.device) -> None:
 def _device(options: Options) -> torch.device:
     wanted = options.device
     if wanted == "auto":
-        wanted = "cuda" if options.preset == "gpu" and torch.cuda.is_available() else "cpu"
+        large = options.preset in ("gpu", "auto")
+        wanted = "cuda" if large and torch.cuda.is_available() else "cpu"
     if wanted not in ("cpu", "cuda"):
         raise ValueError(f"--device {wanted}: expected cpu, cuda or auto")
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -132,11 +135,15 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     # The larger of the two estimates: likelihoods are understated rather than overstated.
     model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
     model.save_pretrained(options.run)
-    held_out = material.some("test", JUDGED)[0].to(model.device)
+    x, chosen = material.some("test", JUDGED)
+    held_out = x.to(model.device)
     gain = (model.energy_of(held_out, reference_only=True) - model.energy_of(held_out)).double()
+    clips = material.owner["test"][chosen].unique(return_inverse=True)[1]
+    per_clip = torch.zeros(int(clips.max()) + 1, dtype=torch.double)
+    per_clip.index_add_(0, clips, gain.cpu()).div_(clips.bincount())
     share = model.component_of(held_out).bincount(minlength=len(log_z.forward)) / len(held_out)
     of_log_z = float((share.cpu() * log_z.standard_error.cpu()).square().sum().sqrt())
-    of_clips = float(gain.std() / len(gain) ** 0.5)
+    of_clips = float(per_clip.std() / len(per_clip) ** 0.5)  # windows of one clip are no two
     return {
         "corpus": material.facts,
         "log_z": {
@@ -148,10 +155,10 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
             "ledger": rows[-1]["log_z"],
         },
         "held_out_gain": {
-            "mean": float(gain.mean()),
+            "mean": float(per_clip.mean()),
             "standard_error": math.hypot(of_clips, of_log_z),
             "standard_error_of_log_z": of_log_z,
-            "clips": len(gain),
+            "clips": len(per_clip),
         },
     }
 

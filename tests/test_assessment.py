@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sance_audio import AudioEBM, audio, cli, evaluation
+from sance_audio import AudioEBM, audio, cli, evaluation, metrics
 from sance_audio.assessment import Generated, _memorisation, analyse, classify
 from sance_audio.preparation import prepare
 from sance_audio.recipe import evaluate_run, load_recipe
@@ -43,10 +43,25 @@ def test_rows_compare_at_equal_numbers_of_clips(run):
     assert found["n_equal"] == 40
     assert found["seed"] == 3
     assert [row["clips"] for row in found["table"].values()] == [96, 96, 40, 40]
-    assert found["table"] != json.loads((run / "results.json").read_text())["evaluation"]["table"]
+    results = json.loads((run / "results.json").read_text())
+    assert results["evaluation"]["table"] == json.loads(json.dumps(found["table"]))
+    assert results["evaluation"]["seed"] == 3, "the page tells of what it plays"
+    six = model_rows(run)
+    assert found["table"]["ours"]["fid"] == pytest.approx(six, rel=1e-4), "of the first 40"
     for row in found["table"].values():
         assert sum(row["seen_as"].values()) == row["clips"]
         assert 0 <= row["precision"] <= 1
+
+
+def model_rows(run) -> float:
+    """FID of the first 40 generated clips, by the plain formula, against 40 training clips."""
+    model, material, judge = drums_of(run)
+    x, _ = material.some("train", 2500)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    real = evaluation.describe(judge.classifier, x[order][:40])
+    waves = model.generate(40, torch.Generator().manual_seed(3))
+    ours = evaluation.describe(judge.classifier, analyse(model, waves))
+    return metrics.frechet_distance(ours.phi, real.phi)
 
 
 def test_another_judge_is_refused(run, capsys):
@@ -91,15 +106,23 @@ def drums_of(run):
 
 def test_copies_of_training_clips_are_seen(run):
     model, material, judge = drums_of(run)
-    sounds = [material.window("train", i, 0, model) for i in range(60)]
-    waves = torch.stack(sounds[:40])
+    waves = torch.stack([material.window("train", i, model) for i in range(40)])
     copies = Generated(waves, [0] * 40, analyse(model, waves), 1.0)
     x_test = material.x["test"][:]
+    again = analyse(model, model.invert(x_test))
     real = evaluation.describe(judge.classifier, material.x["train"][:])
-    found = _memorisation(model, material, run, judge, copies, x_test, real)
+    found = _memorisation(model, material, run, judge, copies, again, real)
     for space in ("features", "log_mel"):
         assert found[space]["at_median"] < 0.01, space
         assert found[space]["at_5_percent"] < 0.01, space
+        assert found[space]["copies"]["at_median"] < 0.8, "copies through inversion stand out"
+    made = analyse(model, model.invert(material.x["train"][:40]))
+    through = Generated(waves, [0] * 40, made, 1.0)
+    found = _memorisation(model, material, run, judge, through, again, real)
+    for space in ("features", "log_mel"):
+        told = found[space]["copies"]["at_median"]
+        assert found[space]["at_median"] == pytest.approx(told, rel=0.3), space
+    found = _memorisation(model, material, run, judge, copies, again, real)
     for pair in found["closest"]:
         assert pair["name"] == material.clips["train"][pair["index"]].name
         generated, training = (
@@ -107,7 +130,7 @@ def test_copies_of_training_clips_are_seen(run):
         )
         torch.testing.assert_close(generated, training, atol=1e-3, rtol=0)
     others = Generated(waves, [0] * 40, material.x["valid"][:40], 1.0)
-    found = _memorisation(model, material, run, judge, others, x_test, real)
+    found = _memorisation(model, material, run, judge, others, again, real)
     assert 0.7 < found["log_mel"]["at_median"] < 1.4, "real clips that were not trained on"
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import ROOT, real_data
 
 from sance_audio import cli
 from sance_audio.datasets import folder
+from sance_audio.options import parse
 from sance_audio.recipe import load_recipe
 
 
@@ -39,7 +41,7 @@ def test_labels_are_the_folders_of_the_first_level(tmp_path):
     corpus, survey = folder.prepare(tmp_path)
     assert corpus.labels == ("cats", "dogs")
     assert {c.label for c in corpus.clips} == {"cats", "dogs"}
-    assert len(corpus.problems) == 4
+    assert len(corpus.problems) == 4, corpus.problems
     assert sum("class 'few' has 3 recordings" in problem for problem in corpus.problems) == 3
     assert not survey.cut_in_time
     for split in ("train", "valid", "test"):
@@ -61,7 +63,7 @@ def test_without_two_classes_there_are_no_labels(tmp_path, layout):
 
 
 @pytest.mark.parametrize(
-    ("n", "sizes"), [(5, (3, 1, 1)), (12, (7, 3, 2)), (100, (60, 25, 15)), (400, (280, 60, 60))]
+    ("n", "sizes"), [(8, (3, 3, 2)), (12, (7, 3, 2)), (100, (60, 25, 15)), (400, (280, 60, 60))]
 )
 def test_splits_hold_out_files_and_leave_enough_to_calibrate(tmp_path, n, sizes):
     for i in range(n):
@@ -98,9 +100,59 @@ def test_what_is_no_folder_of_recordings(tmp_path):
     with pytest.raises(ValueError, match=r"1 recordings of 3\.0 s in all are too few"):
         folder.prepare(tmp_path)
     for name in "abc":
-        (tmp_path / f"{name}.wav").write_text("no sound")
-    with pytest.raises(ValueError, match="none of 3 files can be read"):
+        (tmp_path / f"{name}.wav").write_text(f"{name} is no sound")
+    with pytest.raises(ValueError, match="none of 3 files can be used"):
         folder.prepare(tmp_path)
+
+
+def test_what_is_passed_over_is_said(tmp_path):
+    for i in range(10):
+        write(tmp_path / f"{i}.wav")
+    shutil.copy(tmp_path / "3.wav", tmp_path / "again.wav")
+    (tmp_path / "song.m4a").touch()
+    write(tmp_path / ".trash" / "old.wav")
+    write(tmp_path / "runs" / "mine" / "clips" / "0000.wav")
+    (tmp_path / "runs" / "mine" / "config.json").write_text('{"recipe": "folder"}')
+    unknown = write(tmp_path / "pipe.flac", 0.5)
+    content = bytearray(unknown.read_bytes())
+    content[21] &= 0xF0  # the header does not say how many samples there are
+    content[22:26] = bytes(4)
+    unknown.write_bytes(content[: len(content) // 2])  # and it is cut short
+    corpus, _ = folder.prepare(tmp_path)
+    assert len(corpus.clips) == 10 + ("pipe.flac" in {c.name for c in corpus.clips})
+    said = " | ".join(corpus.problems)
+    for words in ("again.wav: the same file as 3.wav", "song.m4a: cannot be decoded here"):
+        assert words in said
+    assert "mine: the folder of a run" in said
+    assert ("pipe.flac" in said) != ("pipe.flac" in {c.name for c in corpus.clips})
+    again, _ = folder.prepare(tmp_path)
+    assert splits(again) == splits(corpus)
+
+
+def test_a_folder_cut_in_time_says_what_is_too_short(tmp_path):
+    write(tmp_path / "long.wav", 60)
+    write(tmp_path / "short.wav", 1)
+    corpus, _ = folder.prepare(tmp_path)
+    assert {c.source.path.name for c in corpus.clips} == {"long.wav"}
+    assert corpus.problems == ["short.wav: 1.0 s are too short to be cut in time"]
+
+
+def test_names_that_no_screen_or_file_takes(tmp_path):
+    """Bytes that are no text, a newline, a colour code, a path longer than a name may be."""
+    data = tmp_path / "data"
+    for label in (b"caf\xe9", b"a\x1b[31m\nb", 200 * b"x"):
+        for i in range(8):
+            folder_of = os.path.join(os.fsencode(data), label, 50 * b"deep")
+            os.makedirs(folder_of, exist_ok=True)
+            good = write(tmp_path / f"{i}.wav", 0.2, seed=len(label))
+            os.rename(good, os.path.join(folder_of, b"%d\xff.wav" % i))
+    results = run_recipe(data, tmp_path / "run", "--preset", "smoke")
+    assert results["corpus"]["left_out"] == []
+    assert len(results["evaluation"]["table"]["ours"]["seen_as"]) == 3
+    for name in results["evaluation"]["table"]["ours"]["seen_as"]:
+        name.encode("utf-8")
+        assert "\n" not in name
+    assert (tmp_path / "run" / "index.html").is_file()
 
 
 RECIPE = load_recipe("folder")
@@ -145,6 +197,48 @@ def test_what_the_user_names_stays(tmp_path):
     assert "but frames 96, as you asked" in choices.reasons[1]
 
 
+def rows_of(n: int):
+    from sance_audio.preparation import Material
+
+    y = {"train": torch.zeros(n, dtype=torch.long)}
+    return Material({"train": []}, {}, {}, y, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "components", "per", "steps", "network"),
+    [(100, 1, 1, 32, 300, "smoke"), (1200, 1, 12, 2, 1000, "cpu"), (6000, 10, 4, 1, 3000, "cpu")],
+)
+def test_the_model_comes_from_the_number_of_windows(
+    tmp_path, rows, classes, components, per, steps, network
+):
+    choices = RECIPE.Choices(replace(RECIPE.AUTO, run=tmp_path))
+    RECIPE.choose_model(choices, rows_of(rows), classes, gpu=False)
+    found = choices.options
+    assert (found.components, found.network) == (components, network)
+    assert (found.train.per_component, found.train.steps) == (per, steps)
+    assert any("TOO FEW" in reason for reason in choices.reasons) == (rows < 200)
+
+
+def test_a_default_that_the_user_names_stays_too(tmp_path):
+    arguments = ["--network", "cpu", "--components=3", "--train.steps", "4000"]
+    options = parse(RECIPE.PRESETS, "", ["--run", str(tmp_path), *arguments])
+    choices = RECIPE.Choices(options)
+    RECIPE.choose_model(choices, rows_of(100), 1, gpu=False)
+    assert (choices.options.network, choices.options.components) == ("cpu", 3)
+    assert choices.options.train.steps == 4000
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("sample-rate", -5), ("window", 0), ("n-mels", 8), ("windows", 0)]
+)
+def test_impossible_choices_are_one_line(tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "folder", "--data", str(tmp_path), f"--{option}", str(value)])
+    assert caught.value.code == 2
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert f"--{option} {value}" in printed
+
+
 def run_recipe(data: Path, run: Path, *more: str) -> dict:
     cli.main(["train", "folder", "--data", str(data), "--run", str(run), *more])
     return json.loads((run / "results.json").read_text())
@@ -183,14 +277,19 @@ def test_real_sounds_of_ten_kinds(tmp_path):
     assert (tmp_path / "run" / "index.html").is_file()
 
 
-def test_a_folder_that_grew_is_another_run(tmp_path):
+def test_a_folder_that_grew_is_another_run(tmp_path, capsys):
     data = tmp_path / "data"
     for i in range(30):
         write(data / f"{i}.wav", 0.3)
     run_recipe(data, tmp_path / "run", "--preset", "smoke")
     write(data / "new.wav", 0.3)
-    with pytest.raises(SystemExit):
-        run_recipe(data, tmp_path / "run", "--preset", "smoke")
+    run = str(tmp_path / "run")
+    train = ["train", "folder", "--data", str(data), "--run", run, "--preset", "smoke"]
+    for command in (train, ["evaluate", run]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(command)
+        assert caught.value.code == 2
+        assert "not the corpus that" in capsys.readouterr().err
 
 
 MANY = """

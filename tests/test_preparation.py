@@ -78,7 +78,7 @@ def test_nothing_is_dropped_in_silence(tmp_path, capsys):
     material = prepared(corpus, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "preparation.json").read_text())
     assert facts == json.loads(json.dumps(material.facts))
-    assert facts["clips"] == {"train": 10, "valid": 4, "test": 4}
+    assert facts["clips"] == {"train": 9, "valid": 4, "test": 4}
     assert len(facts["left_out"]) == 1
     assert "00.wav" in facts["left_out"][0]
     assert facts["repeated"] == ["01.wav (train): the same sound as 08.wav (test)"]
@@ -91,7 +91,9 @@ def test_nothing_is_dropped_in_silence(tmp_path, capsys):
     assert facts["padded"] == sum(s < window for s in seconds)
     assert facts["longer_than_window"] == sum(s > window for s in seconds)
     said = capsys.readouterr()
-    assert "1 left out, 1 left out as repetitions, 0 read in part, 1 silent" in said.out
+    assert (
+        "1 left out, 1 left out as repetitions, 0 read in part, 1 left out as silent" in said.out
+    )
     assert "left out: " in said.err
     assert "the same sound as" in said.err
 
@@ -134,7 +136,9 @@ def test_the_cache_is_read_again_and_known_by_settings_and_content(tmp_path, mon
             prepared(corpus, run, frames=32)
     # another content under the same name
     soundfile.write(tmp_path / "data" / "a" / "00.wav", noise(0.2, 99), RATE)
-    other = prepared(corpus, run)
+    with pytest.raises(ValueError, match="not the corpus that"):
+        prepared(corpus, run)
+    other = prepared(corpus, tmp_path / "other", cache=run / "features")
     assert len(list((run / "features").iterdir())) == 4
     assert not torch.equal(first.x["train"][:1], other.x["train"][:1])
 
@@ -229,7 +233,7 @@ def test_a_split_without_a_readable_clip_is_an_error(tmp_path):
         if clip.label == "b":
             clip.source.path.write_text(f"{clip.name} is broken")
     with pytest.raises(ValueError, match="no training clip of b"):
-        prepared(corpus, tmp_path / "run")
+        prepared(corpus, tmp_path / "other")
 
 
 def test_a_reference_of_many_rows_is_fitted_to_some_and_owns_all(tmp_path):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from sance_audio import LogMel, TrainConfig
 from sance_audio.anomalies import detect
@@ -41,6 +40,18 @@ class FolderOptions(Options):
     """Mel bands; fewer where the sample rate has no room for them."""
     windows: int = 64
     """Windows of one recording that are trained on, at most, spread over it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rate, window = self.sample_rate, self.window
+        for name, value, good, wanted in (
+            ("sample-rate", rate, rate is None or 500 <= rate <= 192000, "500 to 192000 Hz"),
+            ("window", window, window is None or 0.02 <= window <= 60, "0.02 to 60 seconds"),
+            ("n-mels", self.n_mels, 16 <= self.n_mels <= 512, "16 to 512 bands"),
+            ("windows", self.windows, self.windows >= 1, "1 or more"),
+        ):
+            if not good:
+                raise ValueError(f"--{name} {value}: expected {wanted}")
 
 
 AUTO = FolderOptions(train=TrainConfig(langevin_steps=10))
@@ -79,7 +90,10 @@ class Choices:
         now: Any = self.options.train if train else self.options
         default = AUTO.train if train else AUTO
         free: dict[str, Any] = {
-            k: v for k, v in values.items() if getattr(now, k) == getattr(default, k)
+            k: v
+            for k, v in values.items()
+            if getattr(now, k) == getattr(default, k)
+            and f"{'train.' * train}{k}" not in self.options.named
         }
         if train:
             self.options = replace(self.options, train=replace(self.options.train, **free))
@@ -93,7 +107,7 @@ class Choices:
 def choose_features(choices: Choices, survey: folder.Survey) -> LogMel:
     """Rate: what nine files in ten have, up to 16 kHz. Window: a short clip, or a second."""
     options = choices.options
-    common = int(np.quantile(survey.rates, 0.1))
+    common = int(np.quantile(survey.rates, 0.1, method="lower"))
     rate = options.sample_rate or min(common, 16000)
     choices.reasons.append(
         f"{rate} Hz: "
@@ -108,18 +122,20 @@ def choose_features(choices: Choices, survey: folder.Survey) -> LogMel:
     hop = 2 ** round(np.log2(rate * (0.008 if window <= 0.6 else 0.016)))
     frames = 16 * -(-(int(np.ceil(window * rate / hop)) + 1) // 16)
     frames = min(128, frames) if options.window is None else frames
+    if options.window is not None:
+        why = "as you asked, rounded up to sixteen frames"
+    elif longest > 2:
+        why = f"19 files in 20 are up to {longest:.1f} s: they are cut into windows"
+    elif hop * (frames - 1) / rate < longest:
+        why = f"19 files in 20 are up to {longest:.2f} s, but 128 frames are the most taken"
+    else:
+        why = f"19 files in 20 are up to {longest:.2f} s and fit"
     choices.take(
         f"window of {hop * (frames - 1) / rate:.2f} s, {frames} frames of "
-        f"{1000 * hop / rate:.0f} ms: "
-        + (
-            "as you asked, rounded up to sixteen frames"
-            if options.window
-            else f"19 files in 20 are {longest:.2f} s or shorter"
-            + ("" if longest <= 2 else ", too long to see at once: they are cut into windows")
-        ),
+        f"{1000 * hop / rate:.0f} ms: {why}",
         {"frames": frames},
     )
-    for n_mels in (options.n_mels, 48, 32, 24, 16, 8):
+    for n_mels in (options.n_mels, 48, 32, 24, 16):
         try:
             if n_mels <= options.n_mels:
                 return LogMel(rate, 4 * hop, hop, n_mels, f_min=min(20.0, rate / 100), floor=5e-5)
@@ -128,10 +144,9 @@ def choose_features(choices: Choices, survey: folder.Survey) -> LogMel:
     raise ValueError(f"--sample-rate {rate}: no mel bands fit at {rate} Hz with a hop of {hop}")
 
 
-def choose_model(choices: Choices, material: Material, classes: int) -> None:
+def choose_model(choices: Choices, material: Material, classes: int, gpu: bool) -> None:
     """Components, batch, network and steps, from the number of windows."""
     rows = len(material.y["train"])
-    gpu = torch.cuda.is_available() and choices.options.device != "cpu"
     most = 4 if classes > 1 else 12
     components = min(most, max(1, rows // classes // 60))
     batch = components * classes
@@ -139,7 +154,8 @@ def choose_model(choices: Choices, material: Material, classes: int) -> None:
     steps = min(8000 if gpu else 3000, max(300, 20 * rows // (per * batch)))
     network = "smoke" if rows < 200 else "gpu" if gpu else "cpu"
     choices.take(
-        f"{components} Gaussian components a class: sixty windows or more for each",
+        f"{components} Gaussian components a class: one for every sixty of its windows, at most "
+        f"{most}",
         {"components": components},
     )
     choices.take(
@@ -177,7 +193,8 @@ def main(options: FolderOptions) -> None:
     features = choose_features(choices, survey)
     material = prepare(sounds, features, choices.options)
     if options.preset == "auto":
-        choose_model(choices, material, max(1, len(sounds.labels)))
+        classes = max(1, len(sounds.labels))
+        choose_model(choices, material, classes, gpu=device.type == "cuda")
     for reason in choices.reasons:
         if is_main():
             print(f"chosen: {reason}")

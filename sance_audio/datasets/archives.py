@@ -6,13 +6,18 @@ from __future__ import annotations
 
 __all__ = ["fetch", "unpack"]
 
+import lzma
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
+
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+"""What unpacking raises; NotImplementedError (an unknown method) is a RuntimeError."""
 
 
 def fetch(url: str, cache: Path, name: str, checksum: str | None = None) -> Path:
@@ -68,7 +73,7 @@ def unpack(archive: Path, folder: Path) -> None:
                         _refuse(archive, entry.name, entry.isfile() or entry.isdir())
                     safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
                     packed.extractall(inside, **safe)  # type: ignore[arg-type]
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        except DAMAGE as error:
             raise ValueError(
                 f"{archive}: a damaged archive ({error}); delete it and try again"
             ) from error
@@ -80,7 +85,8 @@ def unpack(archive: Path, folder: Path) -> None:
 def _refuse(archive: Path, name: str, plain: bool) -> None:
     """Raise ValueError for a member that could write elsewhere than below the folder."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if not plain or path.is_absolute() or ".." in path.parts or ":" in path.parts[0][:2]:
+    drive = name[1:2] == ":"
+    if not plain or path.is_absolute() or ".." in path.parts or drive:
         raise ValueError(
             f"{archive}: holds {name!r}, which would be written outside its folder or is no plain "
             f"file; nothing was unpacked. Do not trust this archive"

@@ -10,14 +10,14 @@ be taken for a finished cache.
 
 from __future__ import annotations
 
-__all__ = ["LogMels", "Reading", "cache_log_mels", "distinct", "training_windows"]
+__all__ = ["LogMels", "Reading", "cache_log_mels", "clip_windows", "distinct", "training_windows"]
 
 import hashlib
 import json
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ ROUND, PART = 128, 8
 """Clips between two writes, and clips that a thread takes at a time."""
 HELD_BYTES = 64 * 2**20
 """Bytes of the file that may stay in this process's memory once they have been read."""
-STALE_SECONDS = 600.0
+STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Reading:
     partial: str = ""
     """What is missing of a file that holds less than it promises."""
     silent: bool = False
+    """Nothing but silence, which is not trained on: no rows."""
     empty: int = 0
     """Windows passed over because they are silent."""
     problem: str = ""
@@ -153,10 +154,12 @@ def cache_log_mels(
     key = hashlib.blake2b(json.dumps(recipe).encode(errors="surrogatepass"), digest_size=12)
     path = Path(folder) / f"{key.hexdigest()}.npy"
     about = path.with_suffix(".json")
-    if path.exists() and about.exists():
-        return path, [Reading(**reading) for reading in read_json(about)]
+    found = _found(path, about, clips)
+    if found is not None:
+        return path, found
     about.unlink(missing_ok=True)
-    for left in path.parent.glob(".*.npy"):  # by a kill; one that is being written is younger
+    temporary_name = f".{path.stem}-"
+    for left in path.parent.glob(f"{temporary_name}*"):  # by a kill; a live one is younger
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             left.unlink(missing_ok=True)
 
@@ -165,7 +168,7 @@ def cache_log_mels(
         return [x for x, _ in pairs], [reading for _, reading in pairs]
 
     readings: list[Reading] = []
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, temporary_name) as temporary, temporary.open("wb") as file:
         shape = features.n_mels, frames
         start = _header(file, 0, shape)
         for batch in _rounds(len(clips)):
@@ -175,6 +178,31 @@ def cache_log_mels(
         assert _header(file, sum(r.rows for r in readings), shape) == start
     write_json(about, [asdict(reading) for reading in readings])
     return path, readings
+
+
+def _found(path: Path, about: Path, clips: Sequence[Clip]) -> list[Reading] | None:
+    """What the clips gave, where the cache is whole; None where it is to be made (again).
+
+    A clip that could not be read is tried again: what kept it may have gone (memory, open files, a
+    disk). The rest of a damaged cache is worth nothing.
+    """
+    if not (path.exists() and about.exists()):
+        return None
+    try:
+        readings = [Reading(**reading) for reading in read_json(about)]
+        rows = len(np.load(path, mmap_mode="r"))
+    except (ValueError, TypeError, OSError):
+        return None
+    if rows != sum(reading.rows for reading in readings) or len(readings) != len(clips):
+        return None
+    for clip, reading in zip(clips, readings, strict=True):
+        if reading.problem:
+            try:
+                clip.source.load()
+                return None
+            except audio.AudioError:
+                pass
+    return readings
 
 
 def _rounds(n: int) -> list[list[slice]]:
@@ -199,22 +227,38 @@ def _read(
     clip: Clip, features: LogMel, frames: int, peak: float | None, windows: int
 ) -> tuple[Tensor, Reading]:
     """Log-mels `(rows, M, T)` of a clip's windows, and what it gave."""
-    rate, length = features.sample_rate, features.length(frames)
+    nothing = torch.zeros(0, features.n_mels, frames)
     try:
-        if isinstance(clip.source, FileSource) and clip.source.whole:
-            # However long it is, no more of it is held than the windows wanted.
-            sound = listen(clip.source.path, rate, length, peak)
-            chosen, empty = _chosen(sound.parts, count_windows(sound.samples, length), windows)
-            found = sound.seconds, sound.sample_rate, sound.channels, sound.partial, sound.silent
-        else:
-            wave, own_rate, channels, partial = clip.source.load()
-            level = 20 * float(wave.square().mean().sqrt().clamp_min(1e-12).log10())
-            found = len(wave) / own_rate, own_rate, channels, partial, level < SILENCE_DBFS
-            wave = audio.resample(wave, own_rate, rate)
-            chosen, empty = training_windows(wave, length, peak, windows)
+        chosen, reading = clip_windows(
+            clip, features.sample_rate, features.length(frames), peak, windows
+        )
     except audio.AudioError as error:
-        return torch.zeros(0, features.n_mels, frames), Reading(problem=str(error))
-    return features.log_mel(chosen), Reading(len(chosen), *found, empty)
+        return nothing, Reading(problem=str(error))
+    if reading.silent:
+        return nothing, replace(reading, rows=0)
+    return features.log_mel(chosen), reading
+
+
+def clip_windows(
+    clip: Clip, rate: int, length: int, peak: float | None, most: int
+) -> tuple[Tensor, Reading]:
+    """Windows `(W, length)` at `rate` Hz that a clip is trained on, as `training_windows` chooses
+    them, and what the clip gave. However long a file is, no more of it is held than these.
+
+    Raises:
+        AudioError: as `audio.load`.
+    """
+    if isinstance(clip.source, FileSource) and clip.source.whole:
+        sound = listen(clip.source.path, rate, length, peak)
+        chosen, empty = _chosen(sound.parts, count_windows(sound.samples, length), most)
+        found = sound.seconds, sound.sample_rate, sound.channels, sound.partial, sound.silent
+    else:
+        wave, own_rate, channels, partial = clip.source.load()
+        level = 20 * float(wave.square().mean().sqrt().clamp_min(1e-12).log10())
+        found = len(wave) / own_rate, own_rate, channels, partial, level < SILENCE_DBFS
+        wave = audio.resample(wave, own_rate, rate)
+        chosen, empty = training_windows(wave, length, peak, most)
+    return chosen, Reading(len(chosen), *found, empty)
 
 
 def training_windows(
@@ -223,8 +267,9 @@ def training_windows(
     """Windows `(W, length)` of a clip `(N,)` to train on, and how many silent ones are left out.
 
     The first alone, for `most` of 1; otherwise up to `most`, spread over the clip, that do not
-    overlap and are not silent (digital silence between sounds would be learnt as a sound of its
-    own). A clip that is silent throughout gives one.
+    overlap (but for the last, which ends where the clip does) and are not silent: digital silence
+    between sounds would be learnt as a sound of its own. A clip that is silent throughout gives
+    one.
     """
     return _chosen(lambda: parts_of(wave, length, peak), count_windows(len(wave), length), most)
 

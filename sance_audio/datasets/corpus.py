@@ -6,6 +6,7 @@ from __future__ import annotations
 
 __all__ = ["Clip", "Corpus", "Source", "FileSource"]
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,14 +46,23 @@ class FileSource:
     def digest(self) -> str:
         """A hash of the file's bytes and of the part."""
         try:
-            with self.path.open("rb") as file:
-                whole = hashlib.blake2b(digest_size=16)
-                while block := file.read(2**20):
-                    whole.update(block)
+            about = self.path.stat()
+            whole = _hash(self.path, about.st_mtime_ns, about.st_size)
         except OSError as error:
-            raise audio.AudioError(f"{self.path}: cannot be read ({error.strerror})") from error
-        part = "" if self.whole else f"/{self.start}+{self.seconds}"
-        return whole.hexdigest() + part
+            raise audio.AudioError(
+                f"{audio.shown(self.path)}: cannot be read ({error.strerror})"
+            ) from error
+        return whole if self.whole else f"{whole}/{self.start}+{self.seconds}"
+
+
+@functools.cache
+def _hash(path: Path, *_state: int) -> str:
+    """Of a file's bytes; remembered as long as its time and size stay."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

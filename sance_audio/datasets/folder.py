@@ -12,8 +12,9 @@ from __future__ import annotations
 
 __all__ = ["prepare", "Survey"]
 
+import functools
 import hashlib
-import math
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from sance_audio import audio
 from sance_audio.chunks import run_chunks, slices
 from sance_audio.datasets.corpus import Clip, Corpus, FileSource
+from sance_audio.files import read_json
 
 HELD_OUT = 0.15
 """Share of each class in the validation split, and as much in the test split."""
@@ -30,8 +32,12 @@ CALIBRATING = 48
 """Validation clips that a detector at 5 % false alarms needs; up to a quarter of the clips are
 given for it.
 """
-FEWEST = 5
-"""Files of a class, or of an unlabelled folder, below which they cannot be split by file."""
+FEWEST, FEWEST_ALONE = 6, 8
+"""Files of a class, and of an unlabelled folder, below which they cannot be split by file."""
+TOP = "(top)"
+"""Class of files that lie beside the folders that give the labels."""
+OTHER_SUFFIXES = {".m4a", ".aac", ".wma", ".mp4", ".m4b", ".webm", ".amr", ".mka", ".ape"}
+"""Sound that libsndfile does not decode."""
 PIECE, PIECES = 1.0, 40
 """Shortest piece of a recording cut in time, in seconds, and pieces that are aimed at."""
 SHARES = {"train": 0.7, "valid": 0.85, "test": 1.0}
@@ -66,54 +72,95 @@ def prepare(root: str | Path | None, *, windows: int = 64, seed: int = 0) -> tup
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"--data {root}: expected a folder of recordings, found no folder")
-    paths = audio.find_audio([root])
-    headers, problems = _headers(paths)
+    problems: list[str] = []
+    paths = _no_runs(root, audio.find_audio([root]), problems)
+    problems += _undecodable(root)
+    headers = _headers(paths, problems)
     if not headers:
-        raise ValueError(f"{root}: none of {len(paths)} files can be read; {problems[0]}")
-    seconds = {path: _seconds(path, info) for path, info in headers.items()}
-    labels, classes = _classes(root, list(headers), problems)
-    in_time = sum(map(len, classes.values())) < FEWEST
+        raise ValueError(f"{root}: none of {len(paths)} files can be used; {problems[0]}")
+    paths = _once(root, list(headers), problems)
+    labels, classes = _classes(root, paths, problems)
+    in_time = not labels and len(paths) < FEWEST_ALONE
     if in_time:
-        clips = _in_time(root, seconds)
+        clips = _in_time(root, {path: headers[path][1] for path in paths}, problems)
     else:
+        splits = _by_file(root, classes, seed)
         clips = [
-            Clip(_name(root, path), label, split, FileSource(path))
+            Clip(_name(root, path), label, splits[path], FileSource(path))
             for label, members in classes.items()
-            for path, split in _by_file(root, members, len(classes), seed)
+            for path in members
         ]
     clips.sort(key=lambda clip: clip.name)
-    used = [path for members in classes.values() for path in members]
-    survey = Survey(
-        np.array([headers[path].sample_rate for path in used]),
-        np.array([seconds[path] for path in used]),
-        in_time,
-    )
-    return Corpus(root.resolve().name, "the user's own", clips, labels, problems, windows), survey
+    used = [headers[path] for members in classes.values() for path in members]
+    rates, seconds = (np.array(column) for column in zip(*used, strict=True))
+    survey = Survey(rates, seconds, in_time)
+    name = audio.shown(root.resolve().name)
+    return Corpus(name, "the user's own", clips, labels, problems, windows), survey
 
 
-def _headers(paths: list[Path]) -> tuple[dict[Path, audio.Info], list[str]]:
-    """What each readable file says of itself, and why the others cannot be read."""
+def _no_runs(root: Path, paths: list[Path], problems: list[str]) -> list[Path]:
+    """Paths that lie in no run folder: what a model wrote is no recording."""
 
-    def one(path: Path) -> audio.Info | str:
+    @functools.cache
+    def run_of(folder: Path) -> Path | None:
+        if folder != root.parent and (folder / "config.json").is_file():
+            try:
+                if "recipe" in read_json(folder / "config.json"):
+                    return folder
+            except (ValueError, TypeError):
+                pass
+        return None if folder in (root, folder.parent) else run_of(folder.parent)
+
+    runs = sorted({run for path in paths if (run := run_of(path.parent)) is not None})
+    problems += [
+        f"{audio.shown(run)}: the folder of a run; what it made is no data" for run in runs
+    ]
+    return [path for path in paths if run_of(path.parent) is None]
+
+
+def _undecodable(root: Path) -> list[str]:
+    """Files that hold sound in formats that cannot be decoded here."""
+    return [
+        f"{audio.shown(Path(folder, name))}: cannot be decoded here; convert it to WAV or FLAC"
+        for folder, _, names in os.walk(root)
+        for name in sorted(names)
+        if Path(name).suffix.lower() in OTHER_SUFFIXES and not name.startswith(".")
+    ]
+
+
+def _headers(paths: list[Path], problems: list[str]) -> dict[Path, tuple[int, float]]:
+    """Rate and duration of each readable file; the others are added to `problems`."""
+
+    def one(path: Path) -> tuple[int, float] | str:
         try:
-            return audio.info(path)
+            info = audio.info(path)
+            # where the header does not say how long it is, it is decoded
+            frames = info.frames or len(audio.load(path).waveform)
+            return info.sample_rate, frames / info.sample_rate
         except audio.AudioError as error:
             return str(error)
 
     parts = run_chunks(lambda part: [one(p) for p in paths[part]], slices(len(paths), 64))
     found = dict(zip(paths, (i for part in parts for i in part), strict=True))
-    good = {path: info for path, info in found.items() if isinstance(info, audio.Info)}
-    return good, [info for info in found.values() if isinstance(info, str)]
+    problems += [reason for reason in found.values() if isinstance(reason, str)]
+    return {path: header for path, header in found.items() if not isinstance(header, str)}
 
 
-def _seconds(path: Path, info: audio.Info) -> float:
-    """Duration of a file; where the header does not say, it is decoded."""
-    frames = info.frames or len(audio.load(path).waveform)
-    return frames / info.sample_rate
+def _once(root: Path, paths: list[Path], problems: list[str]) -> list[Path]:
+    """Files of equal content once, before they are divided."""
+    parts = run_chunks(
+        lambda part: [FileSource(p).digest() for p in paths[part]], slices(len(paths), 64)
+    )
+    first: dict[str, Path] = {}
+    for path, digest in zip(paths, (d for part in parts for d in part), strict=True):
+        other = first.setdefault(digest, path)
+        if other is not path:
+            problems.append(f"{_name(root, path)}: the same file as {_name(root, other)}")
+    return list(first.values())
 
 
 def _name(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return audio.shown(path.relative_to(root).as_posix())
 
 
 def _classes(
@@ -126,49 +173,61 @@ def _classes(
     classes: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         parts = path.relative_to(root).parts
-        classes[parts[0] if len(parts) > 1 else root.resolve().name].append(path)
+        classes[audio.shown(parts[0]) if len(parts) > 1 else TOP].append(path)
     large = {label: members for label, members in classes.items() if len(members) >= FEWEST}
     if len(large) < 2:
         return (), {"": paths}
     for label in sorted(classes.keys() - large.keys()):
         problems += [
-            f"{path}: class {label!r} has {len(classes[label])} recordings, fewer than {FEWEST}"
+            f"{_name(root, path)}: class {label!r} has {len(classes[label])} recordings, fewer "
+            f"than {FEWEST}"
             for path in classes[label]
         ]
     labels = tuple(sorted(large))
     return labels, {label: large[label] for label in labels}
 
 
-def _by_file(root: Path, paths: list[Path], n_classes: int, seed: int) -> list[tuple[Path, str]]:
-    """The split of each file of a class, in the order of a hash of its name."""
+def _by_file(root: Path, classes: dict[str, list[Path]], seed: int) -> dict[Path, str]:
+    """The split of each file: shares of each class, in the order of a hash of the name."""
 
     def rank(path: Path) -> bytes:
-        name = f"{seed}/{_name(root, path)}".encode(errors="surrogateescape")
+        name = f"{seed}/{path.relative_to(root).as_posix()}".encode(errors="surrogateescape")
         return hashlib.blake2b(name, digest_size=8).digest()
 
-    n = len(paths)
-    share = round(HELD_OUT * n)
-    test = max(1, share)
-    valid = max(1, share, min(math.ceil(CALIBRATING / n_classes), n // 4))
-    splits = ["test"] * test + ["valid"] * valid + ["train"] * (n - test - valid)
-    return list(zip(sorted(paths, key=rank), splits, strict=True))
+    alone = len(classes) == 1
+    test = {c: max(1 + alone, round(HELD_OUT * len(m))) for c, m in classes.items()}
+    valid = {c: max(2 + alone, round(HELD_OUT * len(m))) for c, m in classes.items()}
+    spare = {c: max(0, len(m) // 4 - valid[c]) for c, m in classes.items()}
+    lacking = min(CALIBRATING - sum(valid.values()), sum(spare.values()))
+    for c in sorted(classes, key=lambda c: -spare[c]):  # the large ones give more
+        if lacking > 0:
+            given = min(spare[c], -(-lacking * spare[c] // sum(spare.values())))
+            valid[c], spare[c], lacking = valid[c] + given, 0, lacking - given
+    splits: dict[Path, str] = {}
+    for c, members in classes.items():
+        kinds = ["test"] * test[c] + ["valid"] * valid[c]
+        kinds += ["train"] * (len(members) - len(kinds))
+        splits |= dict(zip(sorted(members, key=rank), kinds, strict=True))
+    return splits
 
 
-def _in_time(root: Path, seconds: dict[Path, float]) -> list[Clip]:
+def _in_time(root: Path, seconds: dict[Path, float], problems: list[str]) -> list[Clip]:
     """Recordings cut into pieces; the first are trained on, the last judged."""
     total = sum(seconds.values())
     piece = max(PIECE, total / PIECES)
     clips = []
     for path, length in seconds.items():
         count = int(length / piece)
+        if count <= FEWEST:  # seven pieces are five, one and one
+            problems.append(f"{_name(root, path)}: {length:.1f} s are too short to be cut in time")
+            continue
         for i in range(count):
             split = next(s for s, end in SHARES.items() if i < end * count)
             source = FileSource(path, i * piece, piece)
             clips.append(Clip(f"{_name(root, path)}@{i * piece:010.2f}s", "", split, source))
-    counts = {split: sum(clip.split == split for clip in clips) for split in SHARES}
-    if counts["train"] < 3 or not counts["valid"] or not counts["test"]:
+    if not clips:
         raise ValueError(
             f"{root}: {len(seconds)} recordings of {total:.1f} s in all are too few; give at "
-            f"least {FEWEST} recordings, or one of {10 * PIECE:.0f} seconds"
+            f"least {FEWEST_ALONE} recordings, or one of {10 * PIECE:.0f} seconds"
         )
     return clips

@@ -193,7 +193,9 @@ def shown(path: str | Path) -> str:
     >>> print(shown("a\nb.wav"))
     a\nb.wav
     """
-    return re.sub(r"[^ -~\x80-\U0010ffff]|[\x80-\x9f\u2028\u2029\ud800-\udfff]", _escaped, str(path))
+    return re.sub(
+        r"[^ -~\x80-\U0010ffff]|[\x80-\x9f\u2028\u2029\ud800-\udfff]", _escaped, str(path)
+    )
 
 
 def _escaped(match: re.Match[str]) -> str:

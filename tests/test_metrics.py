@@ -175,3 +175,34 @@ def test_nearest_over_blocks():
     np.testing.assert_array_equal(where, every.argmin(1))
     np.testing.assert_allclose(distance, every.min(1), rtol=1e-12)
     np.testing.assert_allclose(metrics.nearest(others, [others])[0], 0, atol=1e-12)
+
+
+def test_windows_of_one_recording_are_no_pairs_and_are_drawn_together():
+    """Twenty recordings of ten windows that hardly differ: KID against another set of the same
+    kind is 0 within its interval, which treating windows as clips would miss.
+    """
+
+    def recordings(seed):
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(20, 6)).repeat(10, 0)
+        return centres + 0.05 * rng.normal(size=centres.shape), np.arange(20).repeat(10)
+
+    inside = {"known": 0, "not known": 0}
+    for seed in range(60):
+        (a, of_a), (b, of_b) = recordings(seed), recordings(1000 + seed)
+        for name, groups in (("known", (of_a, of_b)), ("not known", (None, None))):
+            values = metrics.kernel_distances(a, b, resamples=200, groups=groups)
+            found = metrics.percentiles(values)
+            inside[name] += found["low"] < 0 < found["high"]
+    assert inside["known"] >= 0.85 * 60
+    assert inside["not known"] < 0.5 * 60, "the mistake would be seen"
+
+
+def test_neighbourhoods_leave_out_windows_of_the_same_recording():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(10, 4)).repeat(6, 0)
+    real, owner = centres + 1e-3 * rng.normal(size=centres.shape), np.arange(10).repeat(6)
+    fake = rng.normal(size=(60, 4))
+    narrow = metrics.manifold(real, fake, 5)["precision"]
+    wide = metrics.manifold(real, fake, 5, owner)["precision"]
+    assert narrow < 0.1 < wide

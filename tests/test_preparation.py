@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,24 +203,22 @@ def test_log_mels_on_disk_are_those_in_memory(tmp_path, monkeypatch):
 
 def test_long_clips_give_several_windows_where_they_may(tmp_path):
     corpus = tree(tmp_path / "data", 12)
-    path = corpus.clips[0].source.path
-    wave = noise(2.0, 50)
-    soundfile.write(path, wave, RATE, subtype="FLOAT")
-    corpus.windows = 4
-    material = prepared(corpus, tmp_path / "run")
-    rows = (material.owner["train"] == 0).sum()
-    assert rows == 4
-    length = features().length(16)
-    wave = torch.from_numpy(wave[:, 0]).float()
-    cut = [wave[i * length : (i + 1) * length] for i in range(len(wave) // length)]
-    cut = 0.5 / wave.abs().max() * torch.stack(cut)
-    every = training_windows(0.5 * wave / wave.abs().max(), length, None, 10**6)[0]
-    torch.testing.assert_close(every[: len(cut)], cut)
-    mel = features().fit(
-        torch.from_numpy(np.load(next((tmp_path / "run/features").glob("*.npy"))))
-    )
-    assert material.y["train"][:4].tolist() == [0] * 4
-    assert len(mel.log_mel(cut)) == len(cut)
+    soundfile.write(corpus.clips[0].source.path, noise(2.0, 50), RATE, subtype="FLOAT")
+    corpus.windows, mel = 4, features()
+    material = prepare(corpus, mel, replace(OPTIONS, run=tmp_path / "run"))
+    rows = (material.owner["train"] == 0).nonzero().flatten()
+    assert rows.tolist() == [0, 1, 2, 3]
+    length = mel.length(16)
+    wave = torch.from_numpy(noise(2.0, 50)[:, 0]).float()
+    every, _ = training_windows(wave, length, 0.5, 10**6)
+    plain = 0.5 / wave.abs().max() * wave[: len(wave) // length * length].view(-1, length)
+    torch.testing.assert_close(every[: len(plain)], plain)
+    count = len(every)
+    model = SimpleNamespace(sample_rate=RATE, window=length, peak=0.5)
+    for row, k in enumerate([0, count // 4, 2 * count // 4, 3 * count // 4]):
+        sound = material.window("train", row, model)
+        torch.testing.assert_close(sound, every[k])
+        torch.testing.assert_close(material.x["train"][row : row + 1], mel(sound[None]))
 
 
 def test_a_split_without_a_readable_clip_is_an_error(tmp_path):

@@ -144,34 +144,27 @@ def evaluate(
     n = options.evaluate
     ours = generate(model, n, options.seed)
     alone = generate(model, n, options.seed, reference_only=True)
-    x_test, rows = material.some("test", TESTED)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    x_test, rows = x_test[order], rows[order]  # any first rows are a fair draw
+    x_test, rows = _shuffled(material, "test", TESTED, seed=0)
     again = analyse(model, model.invert(x_test.to(model.device)))
-    x_real, real_rows = material.some("train", COMPARED)
-    order = torch.randperm(len(real_rows), generator=torch.Generator().manual_seed(1))
 
     def described(x: Tensor, y: Tensor, owner: Tensor | None = None) -> evaluation.Described:
         labels = y if model.labels else None
-        return evaluation.describe(judge.classifier, x, labels, owner)
+        own = owner if material.windows > 1 else None
+        return evaluation.describe(judge.classifier, x, labels, own)
 
-    def owner(split: str, rows: Tensor) -> Tensor | None:
-        return material.owner[split][rows] if material.windows > 1 else None
-
-    real_rows = real_rows[order]
-    real = described(x_real[order], material.y["train"][real_rows], owner("train", real_rows))
-    y_test, of_test = material.y["test"][rows], owner("test", rows)
+    x_real, real_rows = _shuffled(material, "train", COMPARED, seed=1)
+    real = described(x_real, material.y["train"][real_rows], material.owner["train"][real_rows])
+    y_test, owner = material.y["test"][rows], material.owner["test"][rows]
     sets = {
-        "real test clips": described(x_test, y_test, of_test),
-        "real through inversion": described(again, y_test, of_test),
+        "real test clips": described(x_test, y_test, owner),
+        "real through inversion": described(again, y_test, owner),
         "reference only": described(alone.x, torch.tensor(alone.classes)),
         "ours": described(ours.x, torch.tensor(ours.classes)),
     }
     n_equal = min(n, len(rows), len(x_real))
-    table = {name: evaluation.row(s, real, judge.kinds, n_equal) for name, s in sets.items()}
     judged_by = {"sha256": judge.sha256, "seed": CLASSIFIER_SEED, "kinds": judge.kinds}
     results = {
-        "table": table,
+        "table": {k: evaluation.row(s, real, judge.kinds, n_equal) for k, s in sets.items()},
         "n_equal": n_equal,
         "headline": "kid" if n_equal < FEW else "fid",
         "classifier": judged_by,
@@ -182,6 +175,13 @@ def evaluate(
     }
     write_json(options.run / "evaluation.json", results)
     return results, ours
+
+
+def _shuffled(material: Material, split: str, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """As `Material.some`, in an order that makes any first rows a fair draw."""
+    x, rows = material.some(split, most)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return x[order], rows[order]
 
 
 def _differences(

@@ -153,24 +153,20 @@ def row(clips: Described, real: Described, kinds: tuple[str, ...], n_equal: int)
     equal, some = clips.phi[:n_equal], real.phi[:n_equal]
     counts = np.bincount(clips.probabilities.argmax(1), minlength=len(kinds))
     right = clips.right
-    groups = clips.groups, real.groups
-    first = tuple(None if g is None else g[:n_equal] for g in groups)
-    alone = any(g is not None and len(np.unique(g)) < 2 for g in first)
-    kid = None if alone else percentiles(kernel_distances(equal, some, groups=first))  # type: ignore[arg-type]
-    if kid is not None and all(g is None for g in first):
-        kid["value"] = _kid(equal, some)
-    neighbours = 5
-    enough = n_equal > neighbours
-    parts = manifold(some, equal, neighbours, first[1]) if enough else dict.fromkeys(MANIFOLD)
+    owner, owner_real = (None if g is None else g[:n_equal] for g in (clips.groups, real.groups))
     return {
         "clips": len(clips.phi),
-        "recordings": len(clips.phi if groups[0] is None else np.unique(groups[0])),
+        "recordings": len(clips.phi if clips.groups is None else np.unique(clips.groups)),
         "accuracy": None if right is None else float(right.mean()),
         "inception_score": None if right is None else _inception(clips.probabilities[:n_equal]),
         "fid": _fid(equal, some),
         "fid_all": _fid(clips.phi, real.phi),
-        "kid": kid,
-        **parts,
+        "kid": _kid_interval(equal, some, (owner, owner_real)),
+        **(
+            manifold(some, equal, NEIGHBOURS, owner_real)
+            if n_equal > NEIGHBOURS
+            else dict.fromkeys(MANIFOLD)
+        ),
         "seen_as": dict(zip(kinds, counts.tolist(), strict=True)),
     }
 
@@ -178,12 +174,26 @@ def row(clips: Described, real: Described, kinds: tuple[str, ...], n_equal: int)
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """One process judges, though several may have trained: torchmetrics would wait for the others."""
 MANIFOLD = ("precision", "recall", "density", "coverage")
+NEIGHBOURS = 5
+"""Of precision to coverage, as in Naeem et al."""
 
 
 def _fid(a: Array, b: Array) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     return _updated(lambda: FrechetInceptionDistance(feature=Given(a.shape[1]), **ALONE), a, b)
+
+
+def _kid_interval(
+    a: Array, b: Array, groups: tuple[Array | None, Array | None]
+) -> dict[str, float] | None:
+    """KID with its interval; None where a set is windows of a single recording."""
+    if any(g is not None and len(np.unique(g)) < 2 for g in groups):
+        return None
+    found = percentiles(kernel_distances(a, b, groups=groups))
+    if all(g is None for g in groups):
+        found["value"] = _kid(a, b)
+    return found
 
 
 def _kid(a: Array, b: Array) -> float:

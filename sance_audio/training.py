@@ -159,7 +159,7 @@ def train(
             row |= {"accuracy": p.right[-1], "pool_ess": pool_ess}
         p.cause = _refresh_cause(p, pool_ess, processes.count() * len(data), config)
 
-        # Log, checkpoint, callbacks
+        # Log, callbacks, checkpoint
         row |= {"loss": loss_now, "gap": gap, "norm": norm, "rate": rate}
         row |= {"saturated": loss_of.saturated(h_data, h_noise)} if config.saturates else {}
         row |= {"log_z": p.ledger.log_z, "log_z_error": p.ledger.standard_error}
@@ -169,10 +169,10 @@ def train(
         rows.append(row)
         if p.step % GOOD_EVERY == 0 and abs(sum(p.gaps)) < config.gap_limit / 4 * len(p.gaps):
             good = state.capture()
+        for callback in callbacks if processes.is_main() else ():
+            callback(p.step, row, model)  # before the checkpoint: a kill in between repeats it
         if p.step % config.checkpoint_every == 0 or p.step == config.steps:
             folder.save(state, good)
-        for callback in callbacks if processes.is_main() else ():
-            callback(p.step, row, model)
         bar.set_postfix_str(f"gap {sum(p.gaps) / len(p.gaps):+.2f} nats", refresh=False)
         bar.update()
     bar.close()

@@ -307,7 +307,7 @@ def test_a_resumed_run_rolls_back_to_where_the_unbroken_one_does(tmp_path, monke
         pass
 
     def kill(step, row, model):
-        if step == 8:
+        if step == 9:
             raise Killed
 
     monkeypatch.setattr(training, "GOOD_EVERY", 6)

@@ -37,6 +37,9 @@ def test_scalars_pictures_and_clips_stand_once(tmp_path):
 
     with pytest.raises(Killed):
         run(tmp_path, stop=5)
+    for path in (tmp_path / "samples").iterdir():
+        path.unlink()
+    (tmp_path / "state" / "latest.pt").unlink()  # a kill right before the second checkpoint
     run(tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"audio": 0}).Reload()
     tags = events.Tags()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Options", "Results", "parse", "options_from", "FREE"]
+__all__ = ["Options", "Results", "parse", "options_from", "SMOKE", "FREE"]
 
 import sys
 from collections.abc import Sequence
@@ -71,6 +71,20 @@ class Options:
         if not self.sigma > 0:
             raise ValueError(f"--sigma must be positive, found {self.sigma}")
 
+
+SMOKE: dict[str, Any] = {
+    "preset": "smoke",
+    "components": 1,
+    "rank": 8,
+    "network": "smoke",
+    "train": TrainConfig(steps=6, langevin_steps=4, sample_every=6, checkpoint_every=3),
+    "generation_steps": 5,
+    "annealing": 4,
+    "classifier_epochs": 1,
+    "evaluate": 20,
+    "clips": 10,
+}
+"""The preset `smoke` of a recipe, for it to take over or to change."""
 
 FREE = {"run", "data", "cache", "log_with", "device", "named"}
 FREE |= {"generation_steps", "annealing", "evaluate", "clips"}

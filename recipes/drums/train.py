@@ -13,7 +13,7 @@ from sance_audio import LogMel, TrainConfig
 from sance_audio.anomalies import detect
 from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, drums
-from sance_audio.options import Options
+from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
 from sance_audio.workflow import connect, fit, start
@@ -33,17 +33,16 @@ class DrumOptions(Options):
 
 PRESETS = {
     "smoke": DrumOptions(
-        preset="smoke",
+        **SMOKE
+        | {
+            "train": TrainConfig(steps=10, langevin_steps=5, sample_every=10, checkpoint_every=5),
+            "generation_steps": 10,
+            "annealing": 5,
+            "classifier_epochs": 2,
+            "evaluate": 24,
+            "clips": 16,
+        },
         size=240,
-        components=1,
-        rank=8,
-        network="smoke",
-        train=TrainConfig(steps=10, langevin_steps=5, sample_every=10, checkpoint_every=5),
-        generation_steps=10,
-        annealing=5,
-        classifier_epochs=2,
-        evaluate=24,
-        clips=16,
     ),
     "cpu": DrumOptions(
         preset="cpu",

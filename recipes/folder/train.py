@@ -17,7 +17,7 @@ from sance_audio import LogMel, TrainConfig
 from sance_audio.anomalies import detect
 from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, folder
-from sance_audio.options import Options
+from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import Material, build, prepare
 from sance_audio.processes import is_main
 from sance_audio.recipe import conclude, launch
@@ -57,18 +57,7 @@ class FolderOptions(Options):
 AUTO = FolderOptions(train=TrainConfig(langevin_steps=10))
 PRESETS = {
     "auto": AUTO,
-    "smoke": FolderOptions(
-        preset="smoke",
-        components=1,
-        rank=8,
-        network="smoke",
-        train=TrainConfig(steps=6, langevin_steps=4, sample_every=6, checkpoint_every=3),
-        generation_steps=5,
-        annealing=4,
-        classifier_epochs=1,
-        evaluate=20,
-        clips=10,
-    ),
+    "smoke": FolderOptions(**SMOKE),
     "cpu": FolderOptions(preset="cpu", train=TrainConfig(langevin_steps=10)),
     "gpu": FolderOptions(
         preset="gpu", network="gpu", train=TrainConfig(steps=8000, per_component=4), evaluate=1000

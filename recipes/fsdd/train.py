@@ -13,7 +13,7 @@ from sance_audio import LogMel, TrainConfig
 from sance_audio.anomalies import detect
 from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, fsdd
-from sance_audio.options import Options
+from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
 from sance_audio.workflow import connect, fit, start
@@ -28,18 +28,7 @@ class DigitOptions(Options):
 
 
 PRESETS = {
-    "smoke": DigitOptions(
-        preset="smoke",
-        components=1,
-        rank=8,
-        network="smoke",
-        train=TrainConfig(steps=6, langevin_steps=4, sample_every=6, checkpoint_every=3),
-        generation_steps=5,
-        annealing=4,
-        classifier_epochs=1,
-        evaluate=20,
-        clips=10,
-    ),
+    "smoke": DigitOptions(**SMOKE),
     "cpu": DigitOptions(
         preset="cpu",
         components=4,

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -215,12 +216,12 @@ def _rounds(n: int) -> list[list[slice]]:
     return tqdm(rounds, desc="features", unit_scale=ROUND, unit="clip", disable=hidden)
 
 
-def _header(file: object, rows: int, shape: tuple[int, int]) -> int:
+def _header(file: IO[bytes], rows: int, shape: tuple[int, int]) -> int:
     """Write the array's header at the file's start: NumPy leaves room in it for rows to come."""
-    file.seek(0)  # type: ignore[attr-defined]
+    file.seek(0)
     form = {"descr": "<f4", "fortran_order": False, "shape": (rows, *shape)}
-    np.lib.format.write_array_header_1_0(file, form)  # type: ignore[arg-type]
-    return file.tell()  # type: ignore[attr-defined]
+    np.lib.format.write_array_header_1_0(file, form)
+    return file.tell()
 
 
 def _read(

@@ -124,7 +124,8 @@ def _undecodable(root: Path) -> list[str]:
         f"{audio.shown(Path(folder, name))}: cannot be decoded here; convert it to WAV or FLAC"
         for folder, _, names in os.walk(root)
         for name in sorted(names)
-        if Path(name).suffix.lower() in OTHER_SUFFIXES and not name.startswith(".")
+        if Path(name).suffix.lower() in OTHER_SUFFIXES
+        and not any(part.startswith(".") for part in Path(folder, name).relative_to(root).parts)
     ]
 
 

@@ -108,3 +108,26 @@ def test_a_download_that_fails_names_the_way_out(served, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="could not download"):
         archives.fetch(f"{address}/v1.zip", tmp_path / "cache", "a", "sha256:" + 64 * "0")
     assert not (tmp_path / "cache" / "a").exists()
+
+
+def test_a_damaged_stream_is_one_clear_error(tmp_path):
+    """The list of members is whole, what they hold is not."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", bytes(range(256)) * 400)
+    content = bytearray(path.read_bytes())
+    content[60:120] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged archive"):
+        archives.unpack(path, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_an_archive_of_a_folder_as_it_stands(tmp_path):
+    """As `tar czf x.tar.gz -C folder .` writes it: its first member is the folder itself."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("1")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "folder", ".")
+    archives.unpack(tmp_path / "a.tar.gz", tmp_path / "corpus")
+    assert (tmp_path / "corpus" / "a.txt").read_text() == "1"

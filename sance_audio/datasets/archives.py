@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
-"""What unpacking raises; NotImplementedError (an unknown method) is a RuntimeError."""
+"""What unpacking raises; an unknown method or a password is a RuntimeError too."""
 
 
 def fetch(url: str, cache: Path, name: str, checksum: str | None = None) -> Path:

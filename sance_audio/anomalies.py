@@ -74,10 +74,11 @@ def detect(
 
     def card(i: int, kind: str, rank: int) -> Results:
         file = f"samples/{kind}_{rank}.wav"
-        sound = (
-            material.wave("test", i, model.sample_rate) if i < len(test) else odd[i - len(test)][1]
-        )
-        audio.write(options.run / file, sound[: SHOWN * model.sample_rate], model.sample_rate)
+        if i < len(test):
+            sound = material.wave("test", chosen[i], model.sample_rate, SHOWN)
+        else:
+            sound = odd[i - len(test)][1][: SHOWN * model.sample_rate]
+        audio.write(options.run / file, sound, model.sample_rate)
         return {"file": file, "label": names[i], "odd": bool(is_odd[i])} | {
             key: float(value[i]) for key, value in marks.items()
         }

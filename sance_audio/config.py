@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["TrainConfig"]
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from sance_audio.divergences import Pair, objective
 
@@ -20,6 +21,30 @@ class TrainConfig:
     """Optimiser steps."""
     interval: int = 1
     """K: optimiser steps between refreshes of the noise, at most."""
+    noise: Literal["self", "pcd", "gaussian", "flow"] = "self"
+    """self: a snapshot of the model (self-adapting). pcd: the same, a new one every step (persistent
+    contrastive divergence). gaussian: the reference, fixed. flow: a normalising flow trained beside
+    the model (needs sance_audio[flow])."""
+    adaptive: bool = True
+    """Refresh earlier than every K steps where the model has run ahead of its noise: by min_ess or
+    max_accuracy."""
+    temperature: float = 1.0
+    """tau: the model is exp(-E / tau) / Z."""
+    dlogz: Literal["pool", "learned", "cancelled"] = "pool"
+    """log Z_theta / Z_k in the log ratio. pool: in closed form from the pool, per component.
+    learned: a parameter per component, started anew at every refresh. cancelled: left out, for
+    losses that it cancels in."""
+    dlogz_rate: float = 0.05
+    """Learning rate of a learned dlogZ."""
+    weighted: bool = False
+    """Carry log weights along the chains, move them by Metropolis steps, resample at ESS / N below
+    a half: an honest log Z, for a forward on all chains at every refresh."""
+    flow_transforms: int = 6
+    """Coupling layers of the flow."""
+    flow_width: int = 256
+    """Width of their hidden layers."""
+    flow_rate: float = 1e-3
+    """Learning rate of the flow."""
     loss: str = "logistic"
     """logistic, kl, least_squares, exponential, alpha, donsker_varadhan or ranking; see
     divergences.py."""

@@ -76,7 +76,7 @@ def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor,
             times.log(),
         ]
         if learnt:
-            columns.append(model.density.network(noisy, c).unsqueeze(1))
+            columns.append(model.density.learnt(noisy, c).unsqueeze(1))
         return torch.cat(columns, 1)
 
     energy = model.energy_of(x, reference_only=not learnt)

@@ -123,11 +123,11 @@ def annealed_log_z(
         cap: Its cap.
         generator: Of everything random.
     """
-    reference: Any = energy.reference
-    count, device = reference.n_components, reference.mean.device
+    base: Any = energy.base
+    count, device = base.n_components, base.mean.device
     size = chunk_size(device)
     c = torch.arange(count, device=device).repeat(chains)
-    x0 = reference.sample(c, generator).view(-1, 1, *shape)
+    x0 = base.sample(c, generator).view(-1, 1, *shape)
     parts = slices(len(c), size)
     seeds = torch.randint(
         2**62, (len(parts),), generator=generator, device=generator.device
@@ -136,7 +136,7 @@ def annealed_log_z(
 
     def anneal(part: slice) -> tuple[Tensor, Tensor, Tensor]:
         own = torch.Generator(device).manual_seed(seeds[part.start // size])
-        sampler = ReferenceLangevin(reference.given(c[part]), step_size, cap, adjusted=True)
+        sampler = ReferenceLangevin(base.given(c[part]), step_size, cap, adjusted=True)
         state = sampler.init(
             GivenEnergy(energy, c[part]), x0[part]
         )  # F and its gradient, at full scale

@@ -1,7 +1,7 @@
 r"""`AudioEBM`: features, energy and inverter as one object.
 
     E(x | c) = -log N(x; mu_c, C_c) + F(x | c)
-    p(x | c) = exp(-E(x | c)) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)
+    p(x | c) = exp(-E(x | c) / tau) / Z_c,    p(x | y) = sum_{c in y} p(c | y) p(x | c)
 
 x is a standardised log-mel of the model's window `(M, T)`, dequantised with Gaussian noise of
 standard deviation sigma; c a component of the reference, y a class. Energies that are given to
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sance_audio import audio
 from sance_audio.chunks import chunk_size, chunked, run_chunks, slices
-from sance_audio.energy import GivenEnergy, ReferencedEnergy, value_and_grad
+from sance_audio.energy import EnergyModel, GivenEnergy, ReferencedEnergy, value_and_grad
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
 from sance_audio.networks import ResidualEnergy, spread
@@ -33,7 +33,7 @@ from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 WEIGHTS = "model.safetensors"
 
 
-class AudioEBM(nn.Module):
+class AudioEBM(EnergyModel):
     """An energy-based model of clips.
 
     Arguments:
@@ -68,23 +68,15 @@ class AudioEBM(nn.Module):
         silence: float = 0.3,
         n_iter: int = 32,
     ):
-        super().__init__()
-        self.features, self.density, self.labels = features, energy, tuple(labels)
-        self.frames, self.sigma, self.peak = frames, sigma, peak
+        super().__init__(energy, sigma)
+        self.features, self.labels = features, tuple(labels)
+        self.frames, self.peak = frames, peak
         self.step_size, self.cap, self.steps, self.silence = step_size, cap, steps, silence
         self.inverter = GriffinLim(features, n_iter)
         if labels and len(labels) != self.reference.n_classes:
             raise ValueError(f"{len(labels)} labels for {self.reference.n_classes} classes")
         noise = torch.randn(1, 1, *self.shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("jitter", sigma * noise, persistent=False)
-
-    @property
-    def reference(self) -> GaussianReference:
-        return self.density.reference
-
-    @property
-    def device(self) -> torch.device:
-        return self.jitter.device
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,14 +153,14 @@ class AudioEBM(nn.Module):
         )
         c = self.component_of(x)
         coarse = self.density.network.map(x + self.jitter, c)  # type: ignore[operator]
-        return spread(coarse, self.shape)
+        return spread(coarse / self.density.temperature, self.shape)
 
     def component_of(self, x: Tensor) -> Tensor:
         """The likeliest component `(B,)` of log-mels under the reference."""
         log_weight = self.reference.weight.log()
 
         def one(rows: Tensor) -> Tensor:
-            return (self.reference.log_prob_all(rows + self.jitter) + log_weight).argmax(1)
+            return (self.density.base.log_prob_all(rows + self.jitter) + log_weight).argmax(1)
 
         return chunked(one, x.to(self.device), size=chunk_size(self.device))
 
@@ -224,12 +216,17 @@ class AudioEBM(nn.Module):
             for g in generators
         ]
 
+        density = self.density
+        if reference_only:  # as it was fitted, at temperature 1
+            density = ReferencedEnergy(self.reference, self.density.network)
+        base_of = density.base
+
         def finish(part: slice) -> Tensor:
-            reference = self.reference.given(full[part])
-            x = reference.colour(torch.stack(noise[part])).view(-1, 1, *self.shape)
-            energy = GivenEnergy(self.density, full[part], 0.0 if reference_only else 1.0)
+            base = base_of.given(full[part])
+            x = base.colour(torch.stack(noise[part])).view(-1, 1, *self.shape)
+            energy = GivenEnergy(density, full[part], 0.0 if reference_only else 1.0)
             if not reference_only and steps > 0:
-                sampler = ReferenceLangevin(reference, self.step_size, self.cap)
+                sampler = ReferenceLangevin(base, self.step_size, self.cap)
                 x = sample(energy, sampler, x, steps, generator=generators[part])
             return (
                 x - self.sigma**2 * value_and_grad(energy, x)[1]
@@ -300,6 +297,7 @@ class AudioEBM(nn.Module):
         return {
             "features": self.features.settings,
             "network": self.density.network.settings,
+            "temperature": self.density.temperature,
             "model": own,
             "compute": {"threads_per_chunk": 1, "compiled": False},
         }
@@ -333,7 +331,9 @@ class AudioEBM(nn.Module):
         )
         network = ResidualEnergy(**settings["network"])
         features = LogMel(**settings["features"])
-        model = cls(features, ReferencedEnergy(reference, network), **settings["model"])
+        density = ReferencedEnergy(reference, network, settings.get("temperature", 1.0))
+        tensors.setdefault("density.log_z_error", torch.full_like(density.log_z, torch.nan))
+        model = cls(features, density, **settings["model"])
         missing, unexpected = model.load_state_dict(tensors, strict=False)
         missing = [key for key in missing if not key.startswith("inverter.")]
         if missing or unexpected:

@@ -141,6 +141,19 @@ class GaussianReference(nn.Module):
             self.mean[c], self.basis[c], self.eigenvalues[c], self.remainder[c]
         )
 
+    def tempered(self, temperature: float) -> GaussianReference:
+        """`p_0^(1 / tau)`, normalised: covariances `tau C_c`; itself at temperature 1."""
+        if temperature == 1:
+            return self
+        return GaussianReference(
+            self.mean,
+            self.basis,
+            temperature * self.eigenvalues,
+            temperature * self.remainder,
+            self.weight,
+            self.classes,
+        )
+
     def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
         """log p_0(x | c), `(B,)` in nats, of x `(B, ...)`; c `(B,)`."""
         return self.given(c).log_prob(x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sance_audio.chunks import slices
 from sance_audio.diagnostics import Ledger
-from sance_audio.model import AudioEBM
+from sance_audio.energy import EnergyModel
 from sance_audio.noise import SelfNoise
 
 MAX_ROLLBACKS = 8
@@ -109,10 +109,11 @@ class RunState:
             )
 
 
-def fingerprint(model: AudioEBM, x: Clips, components: Tensor) -> str:
+def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> str:
     """A hash of the data, the features, the reference and the shape of the network."""
     digest = hashlib.sha256(repr(model.settings | {"compute": None}).encode())
-    fixed = [*model.reference.state_dict().values(), model.features.mean, model.features.std]
+    learnt = ("density.network.", "density.log_z")
+    fixed = [t for name, t in model.state_dict().items() if not name.startswith(learnt)]
     for tensor in chain((x[part] for part in slices(len(x), 1024)), [components, *fixed]):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

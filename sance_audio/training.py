@@ -1,4 +1,4 @@
-r"""The loop: self-adapting noise-contrastive estimation of an `AudioEBM`.
+r"""The loop: self-adapting noise-contrastive estimation of an energy model.
 
     every K steps:   theta_k <- theta;  advance chains of p_k;  their ends are the pool of noise
     every step:      h = F_k - F_theta - dlogZ   on B data clips and nu B noise samples together
@@ -28,12 +28,11 @@ from sance_audio.checkpoint import RunFolder
 from sance_audio.config import TrainConfig
 from sance_audio.diagnostics import relative_ess
 from sance_audio.divergences import objective
-from sance_audio.energy import ReferencedEnergy
-from sance_audio.model import AudioEBM
+from sance_audio.energy import EnergyModel, ReferencedEnergy
 from sance_audio.noise import SelfNoise
 from sance_audio.state import Clips, Diverged, Progress, RunState, fingerprint
 
-Callbacks = tuple[Callable[[int, dict[str, Any], AudioEBM], None], ...]
+Callbacks = tuple[Callable[[int, dict[str, Any], Any], None], ...]
 """Called after every step with (step from 1, its row of metrics, the model with its averaged
 weights), in the main process.
 """
@@ -45,7 +44,7 @@ GOOD_EVERY = 25
 
 
 def train(
-    model: AudioEBM,
+    model: EnergyModel,
     x: Clips,
     components: Tensor,
     config: TrainConfig,
@@ -180,7 +179,7 @@ def train(
 
 
 def _network_and_optimiser(
-    model: AudioEBM, config: TrainConfig, accelerator: Any
+    model: EnergyModel, config: TrainConfig, accelerator: Any
 ) -> tuple[Any, Any]:
     """The network that is trained, beside the average of its weights, and its optimiser."""
     network = copy.deepcopy(model.density.network).train().requires_grad_(True)
@@ -198,7 +197,7 @@ def _network_and_optimiser(
     return network, optimiser
 
 
-def _start_together(model: AudioEBM, components: Tensor) -> Tensor:
+def _start_together(model: EnergyModel, components: Tensor) -> Tensor:
     """Take over the main process's weights, reference and features into `model`, and return its
     components: fitted apart, they could differ in their last bits.
     """
@@ -213,7 +212,7 @@ def _start_together(model: AudioEBM, components: Tensor) -> Tensor:
 
 
 def _self_noise(
-    model: AudioEBM,
+    model: EnergyModel,
     raw: nn.Module,
     config: TrainConfig,
     generator: torch.Generator,

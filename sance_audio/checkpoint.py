@@ -28,10 +28,8 @@ from torch import Tensor
 from sance_audio import processes
 from sance_audio.config import TrainConfig
 from sance_audio.files import append_jsonl, atomic, read_jsonl, sync, write_jsonl
+from sance_audio.noise import OWN
 from sance_audio.state import RunState
-
-OWN = ("chains", "pool_x", "pool_frozen")
-"""Parts of the noise that each process has of its own."""
 
 
 class RunFolder:
@@ -234,7 +232,8 @@ def _bytes(x: Tensor) -> Tensor:
 
 def _own(state: dict[str, Any]) -> dict[str, Any]:
     """What of a captured state is this process's own: chains, pool and random state."""
-    noise = {k: v.cpu() for k, v in state["noise"].items() if k in OWN}
+    noise = {k: v for k, v in state["noise"].items() if k in OWN}
+    noise = {k: v if v is None else v.cpu() for k, v in noise.items()}
     return {"noise": noise, "generator": state["generator"]}
 
 

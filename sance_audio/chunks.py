@@ -69,12 +69,13 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def chunk_size(device: torch.device) -> int:
+def chunk_size(device: torch.device, cells: int = 4096) -> int:
     """Rows of a chunk: few on a CPU, where each has a core; many on a GPU, one after the other.
+    Rows of fewer cells than a spectrogram's make larger chunks.
 
     The last bits of a result depend on it.
     """
-    return 16 if device.type == "cpu" else 256
+    return (16 if device.type == "cpu" else 256) * max(1, min(64, 4096 // cells))
 
 
 def cores() -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ["TrainConfig"]
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sance_audio.divergences import Pair, objective
+from sance_audio.divergences import RANKED, Pair, objective
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class TrainConfig:
     interval: int = 1
     """K: optimiser steps between refreshes of the noise, at most."""
     noise: Literal["self", "pcd", "gaussian", "flow"] = "self"
-    """self: a snapshot of the model (self-adapting). pcd: the same, a new one every step (persistent
-    contrastive divergence). gaussian: the reference, fixed. flow: a normalising flow trained beside
-    the model (needs sance_audio[flow])."""
+    """self: a snapshot of the model (self-adapting). pcd: the same, a new one every step
+    (persistent contrastive divergence). gaussian: the reference, fixed. flow: a normalising flow
+    trained beside the model (needs sance_audio[flow])."""
     adaptive: bool = True
     """Refresh earlier than every K steps where the model has run ahead of its noise: by min_ess or
     max_accuracy."""
@@ -57,8 +58,9 @@ class TrainConfig:
     groups: int = 4
     """Groups of persistent chains; a group has per_component chains of each component."""
     pool: int | None = None
-    """Groups advanced at a refresh; their ends are the noise until the next. When left out: 1 for
-    an interval of 1, else as many as give each component 4 chains."""
+    """Groups advanced at a refresh; their ends are the noise until the next. When left out: nu,
+    for an interval above 1 as many as give each component 4 chains; all of them where they have
+    weights."""
     langevin_steps: int = 12
     """Langevin steps of a chain per refresh."""
     step_size: float = 0.2
@@ -96,23 +98,89 @@ class TrainConfig:
         positive = "steps interval nu per_component groups langevin_steps checkpoint_every"
         for name in positive.split():
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, found {getattr(self, name)}")
-        for name in ["step_size", "cap", "rate", "clip", "gap_limit"]:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} must be positive, found {getattr(self, name)}")
+                raise ValueError(
+                    f"train.{name} must be at least 1, found {getattr(self, name)}; give 1 or more"
+                )
+        above = "step_size cap rate clip gap_limit temperature dlogz_rate flow_transforms"
+        for name in [*above.split(), "flow_width", "flow_rate"]:
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(
+                    f"train.{name} must be positive, found {value}; the default is "
+                    f"{type(self).__dataclass_fields__[name].default}"
+                )
         objective(self.loss, self.nu, self.alpha)  # an unknown loss is an error
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train.ema must lie in [0, 1), found {self.ema}")
-        if not 1 <= self.pool_groups <= self.groups:
+        shares = {"fresh": self.fresh <= 1, "ema": self.ema < 1, "penalty": True}
+        for name, low in shares.items():
+            if not (low and 0 <= getattr(self, name) < math.inf):
+                most = "" if name == "penalty" else " and less than 1"
+                raise ValueError(
+                    f"train.{name} must be at least 0{most}, found {getattr(self, name)}"
+                )
+        self._check_pool()
+
+    def _check_pool(self) -> None:
+        """Raise ValueError where the noise cannot do what the other settings ask of it."""
+        pool, each = self.pool_groups, self.pool_groups * self.per_component
+        if self.noise != "self" and self.interval != 1:
             raise ValueError(
-                f"train.pool={self.pool_groups} must lie between 1 and train.groups={self.groups}"
+                f"train.noise={self.noise} is new at every step, found "
+                f"train.interval={self.interval}: leave it at 1, or take train.noise=self"
             )
-        if self.interval > 1 and self.pool_groups * self.per_component < 4:
+        if self.pool is not None and self.pool < 1:
+            raise ValueError(f"train.pool must be at least 1, found {self.pool}")
+        if self.chains and pool > self.groups:
             raise ValueError(
-                f"train.interval={self.interval} estimates dlogZ of each component from the pool, "
-                f"which needs at least 4 chains of each: raise train.pool or train.per_component "
-                f"(now {self.pool_groups} and {self.per_component})"
+                f"train.pool={pool} must lie between 1 and train.groups={self.groups}: lower "
+                f"the one or raise the other"
             )
+        if pool < self.nu:
+            raise ValueError(
+                f"train.pool={pool} groups are smaller than a batch of noise, train.nu={self.nu} "
+                f"groups: raise train.pool to {self.nu} or lower train.nu"
+            )
+        ratio = self.interval > 1 or not self.chains
+        if ratio and self.dlogz == "pool" and each < 4:
+            raise ValueError(
+                f"train.dlogz=pool takes dlogZ of each component from the pool, "
+                f"which needs at least 4 samples of each: raise train.pool or train.per_component "
+                f"(now {pool} and {self.per_component})"
+            )
+        if self.dlogz == "cancelled" and self.loss not in RANKED:
+            raise ValueError(
+                f"train.dlogz=cancelled: dlogZ does not cancel in train.loss={self.loss}; take "
+                f"train.dlogz=pool, or one of {', '.join(RANKED)}"
+            )
+        if self.weighted and not (self.chains and pool == self.groups and self.fresh == 0):
+            raise ValueError(
+                f"train.weighted needs chains that are all advanced and never start again: give "
+                f"train.pool={self.groups} and train.fresh=0 with train.noise=self or pcd, found "
+                f"{pool}, {self.fresh} and {self.noise}"
+            )
+        if self.weighted and each < 4:
+            raise ValueError(
+                f"train.weighted needs at least 4 chains of each component, found {each}: raise "
+                f"train.groups and train.pool, or train.per_component"
+            )
+        if not (0 <= self.min_ess <= 1 and 0 <= self.max_accuracy <= 1):
+            raise ValueError(
+                f"train.min_ess and train.max_accuracy are shares from 0 to 1, found "
+                f"{self.min_ess} and {self.max_accuracy}"
+            )
+
+    @classmethod
+    def persistent_contrastive_divergence(cls, **settings: Any) -> TrainConfig:
+        """K = 1 with a pool that is new at every step: `noise="pcd"`.
+
+        >>> TrainConfig.persistent_contrastive_divergence(steps=10).interval
+        1
+        """
+        return cls(**{"noise": "pcd", "interval": 1, **settings})
+
+    @property
+    def chains(self) -> bool:
+        """Whether the noise is chains on a snapshot of the model."""
+        return self.noise in ("self", "pcd")
 
     @property
     def saturates(self) -> bool:
@@ -125,4 +193,7 @@ class TrainConfig:
         """Groups in the pool, `pool` where it is given."""
         if self.pool is not None:
             return self.pool
-        return 1 if self.interval == 1 else -(-4 // self.per_component)
+        if self.weighted:
+            return self.groups
+        ratio = self.interval > 1 or not self.chains
+        return max(self.nu, -(-4 // self.per_component) if ratio else 1)

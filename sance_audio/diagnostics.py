@@ -1,13 +1,8 @@
-r"""How a run fares: the log-partition ledger, and log Z by annealed importance sampling.
+r"""How a model fares: log Z by annealed importance sampling.
 
-    log Z_theta / Z_k = log E_k[exp(E_k - E_theta)]
-
-estimated on the noise pool just before each refresh and summed from the reference, whose log Z is
-0. Its errors add up: per refresh a bias of about `-(N/ESS - 1) / (2N)` and a standard error of
-`sqrt((N/ESS - 1) / N)` for independent samples, and chains that lag behind the snapshot add an
-error at every refresh, which the standard error does not show. It is a health figure of the raw
-weights. What a model is exported with comes from annealed importance sampling on its averaged
-weights.
+Forwards from exact samples of the reference the estimate of Z is unbiased, so that of log Z tends
+to lie below; backwards from samples of the model above, as far as these are samples. Where the two
+agree, log Z is known. (The ledger of a training run, `ledger.py`, is another way to it.)
 
 References:
     Annealed importance sampling (Neal, 2001)
@@ -17,10 +12,10 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Ledger", "LogZ", "annealed_log_z", "relative_ess"]
+__all__ = ["LogZ", "annealed_log_z"]
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -31,51 +26,6 @@ from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.divergences import effective_sample_size
 from sance_audio.energy import GivenEnergy, ReferencedEnergy
 from sance_audio.samplers import ReferenceLangevin, State
-
-
-@dataclass
-class Ledger:
-    """Running estimate of log Z_theta - log Z_0, the mean over components."""
-
-    log_z: float = 0.0
-    bias: float = 0.0
-    variance: float = 0.0
-    refreshes: int = 0
-    ess: float = field(default=1.0)
-    """ESS / N of the last interval."""
-
-    def enter(self, log_ratio: Tensor) -> None:
-        """Close an interval.
-
-        Arguments:
-            log_ratio: `E_k - E_theta` over the pool, `(n, C)`: n samples of each component.
-        """
-        h = log_ratio.double()
-        n = len(h)
-        self.ess = relative_ess(h)
-        excess = (1 / self.ess - 1) / n
-        self.log_z += float((h.logsumexp(0) - math.log(n)).mean())
-        self.bias -= excess / 2
-        self.variance += excess / h.shape[1]
-        self.refreshes += 1
-
-    @property
-    def standard_error(self) -> float:
-        """Of `log_z`, for independent samples; chains that lag add an error that this does not
-        show.
-        """
-        return math.sqrt(self.variance)
-
-
-def relative_ess(log_ratio: Tensor) -> float:
-    """ESS / N of weights `exp(h)`, h `(n, C)`, each component's own mean weight taken off.
-
-    With one sample a component (n = 1) there is no mean to tell from the sample: the components
-    are then taken together, which is pessimistic by the spread of their offsets.
-    """
-    n = len(log_ratio)
-    h = log_ratio if n == 1 else log_ratio - log_ratio.logsumexp(0)
-    return float(effective_sample_size(h.flatten())) / h.numel()
 
 
 @dataclass(frozen=True)
@@ -125,7 +75,7 @@ def annealed_log_z(
     """
     base: Any = energy.base
     count, device = base.n_components, base.mean.device
-    size = chunk_size(device)
+    size = chunk_size(device, math.prod(shape))
     c = torch.arange(count, device=device).repeat(chains)
     x0 = base.sample(c, generator).view(-1, 1, *shape)
     parts = slices(len(c), size)

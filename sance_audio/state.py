@@ -6,6 +6,7 @@ __all__ = ["Clips", "Progress", "RunState", "Diverged", "fingerprint"]
 
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sance_audio.chunks import slices
-from sance_audio.diagnostics import Ledger
 from sance_audio.energy import EnergyModel
-from sance_audio.noise import SelfNoise
+from sance_audio.ledger import Ledger
+from sance_audio.noise import Noise
 
 MAX_ROLLBACKS = 8
 
@@ -50,6 +51,8 @@ class Progress:
     right: list[float] = field(default_factory=list)
     """Balanced accuracies of h > 0 since the last refresh."""
     ledger: Ledger = field(default_factory=Ledger)
+    alarms: list[str] = field(default_factory=list)
+    """What is out of its healthy range, by name."""
 
 
 class Diverged(RuntimeError):
@@ -64,7 +67,7 @@ class RunState:
         network: nn.Module,
         average: nn.Module,
         optimiser: torch.optim.Optimizer,
-        noise: SelfNoise,
+        noise: Noise,
         generator: torch.Generator,
     ):
         self.stateful: dict[str, Any] = {
@@ -110,10 +113,27 @@ class RunState:
 
 
 def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> str:
-    """A hash of the data, the features, the reference and the shape of the network."""
+    """A hash of the data, the features, the reference and the shape of the network.
+
+    Raises:
+        ValueError: data that is not finite.
+    """
     digest = hashlib.sha256(repr(model.settings | {"compute": None}).encode())
     learnt = ("density.network.", "density.log_z")
     fixed = [t for name, t in model.state_dict().items() if not name.startswith(learnt)]
-    for tensor in chain((x[part] for part in slices(len(x), 1024)), [components, *fixed]):
+    for tensor in chain(_finite(x), [components, *fixed]):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _finite(x: Clips) -> Iterator[Tensor]:
+    """The clips, 1,024 at a time; ValueError where one is not finite."""
+    for part in slices(len(x), 1024):
+        rows = x[part]
+        bad = (~rows.isfinite().flatten(1).all(1)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(
+                f"training clip {part.start + int(bad[0])} holds NaN or infinite features (so do "
+                f"{len(bad) - 1} of the 1,023 after it): leave it out, or mend its recording"
+            )
+        yield rows

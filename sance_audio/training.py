@@ -1,8 +1,8 @@
 r"""The loop: self-adapting noise-contrastive estimation of an energy model.
 
     every K steps:   theta_k <- theta;  advance chains of p_k;  their ends are the pool of noise
-    every step:      h = F_k - F_theta - dlogZ   on B data clips and nu B noise samples together
-                     minimise  mean d(h_data) + mean n(h_noise) + penalty mean F^2
+    every step:      h = (F_k - F_theta) / tau - dlogZ   on B data clips and nu B noise samples
+                     minimise  mean d(h_data) + mean n(h_noise) + penalty mean (F / tau)^2
 
 The refresh comes earlier when the pool no longer represents the model (ESS / N below a half) or
 when the classifier that h is has become too good (balanced accuracy above 0.7 on at least 200
@@ -15,7 +15,6 @@ from __future__ import annotations
 __all__ = ["TrainConfig", "train", "Callbacks", "Diverged"]
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,18 @@ from torch import Tensor, nn
 from sance_audio import processes
 from sance_audio.checkpoint import RunFolder
 from sance_audio.config import TrainConfig
-from sance_audio.diagnostics import relative_ess
 from sance_audio.divergences import objective
 from sance_audio.energy import EnergyModel, ReferencedEnergy
-from sance_audio.noise import SelfNoise
-from sance_audio.state import Clips, Diverged, Progress, RunState, fingerprint
+from sance_audio.health import alarms, balanced_accuracy, refresh_cause, trouble
+from sance_audio.ledger import Ledger, relative_ess
+from sance_audio.noise import Noise, make
+from sance_audio.state import Clips, Diverged, RunState, fingerprint
 
 Callbacks = tuple[Callable[[int, dict[str, Any], Any], None], ...]
 """Called after every step with (step from 1, its row of metrics, the model with its averaged
 weights), in the main process.
 """
 
-REFRESH_AFTER = 200
-"""Clips that the balanced accuracy is taken over, at least."""
 GOOD_EVERY = 25
 """Steps between captures that a rollback returns to."""
 
@@ -58,7 +56,7 @@ def train(
 
     Arguments:
         model: Holds the fitted reference and a network at its start; left with the averaged
-            weights.
+            weights, and with their log Z as the ledger has it.
         x: `(N, 1, M, T)`, standardised log-mels: a tensor, or an object that reads its rows from
             a disk when they are asked for.
         components: `(N,)`, component of each, from `GaussianReference.fit`.
@@ -72,8 +70,9 @@ def train(
         The rows of `metrics.jsonl`, one a step, in every process.
 
     Raises:
-        ValueError: a component without clips; a run folder whose state has other settings, or
-            was left by another number of processes.
+        ValueError: fewer clips than a batch, or a component without any; clips that are not
+            finite; another temperature than the model's; noise that cannot have made the clips; a
+            run folder whose state has other settings, or was left by another number of processes.
         OSError: the disk is full; the last checkpoint is intact.
         Diverged: the run diverged more than `MAX_ROLLBACKS` times.
     """
@@ -85,18 +84,19 @@ def train(
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     device, quiet = accelerator.device, not (progress and processes.is_main())
     components = _start_together(model, components)
-    if len(x) != len(components):
-        raise ValueError(f"{len(x)} clips and {len(components)} components: one each is needed")
+    _check(model, x, components, config)
     hashed = processes.on_main(lambda: fingerprint(model, x, components))
     model.to(device)
     average = model.density.network.requires_grad_(False)
     network, optimiser = _network_and_optimiser(model, config, accelerator)
     raw = accelerator.unwrap_model(network)
     generator = torch.Generator(device).manual_seed(processes.own_seed(seed))
-    noise = _self_noise(model, raw, config, generator, accelerator.gather)
+    energy = ReferencedEnergy(model.reference, raw, config.temperature)
+    noise = make(config, energy, model.shape, generator, accelerator.gather)
     members = _members(components.to(device), model.reference.n_components)
     clips = x.to(device) if isinstance(x, Tensor) else x
     loss_of = objective(config.loss, config.nu, config.alpha)
+    noise.check(_rows(clips, torch.stack([m[0] for m in members])[noise.c], device), noise.c)
 
     # Resume
     folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})
@@ -110,18 +110,17 @@ def train(
 
         # Noise: a new snapshot, and chains moved to it
         if p.cause:
-            if p.step:
-                p.ledger.enter(noise.by_component(noise.pool_log_ratio(raw)))
-            noise.refresh(raw, generator)
-            moved = processes.mean([noise.moved])[0]
-            row |= {"refresh": p.cause, "moved": moved, "ess": p.ledger.ess}
+            noise.refresh(raw, generator, p.ledger if p.step else None)
+            row |= {"refresh": p.cause, "ess": p.ledger.ess, **_displacement(noise)}
             p.since, p.right = 0, []
 
         # Loss: one forward on data and noise together
         drawn = noise.draw(config.nu, generator)
         clean = _rows(clips, _choose(members, noise.c, generator), device)
         data = clean + model.sigma * torch.randn(clean.shape, generator=generator, device=device)
-        h, value = noise.log_ratio(network, data, drawn, frozen_is_network=p.since == 0)
+        h, value = noise.log_ratio(
+            network, data, drawn, frozen_is_network=p.since == 0, measured=True
+        )
         h_data, h_noise = map(noise.by_component, h.split([len(data), len(drawn.x)]))
         loss = loss_of(h_data, h_noise) + config.penalty * value.square().mean()
 
@@ -130,12 +129,12 @@ def train(
         accelerator.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip))
         gap = float((value[len(data) :].mean() - value[: len(data)].mean()).detach())
-        own = [float(loss.detach()), gap, _balanced_accuracy(h_data, h_noise)]
+        own = [float(loss.detach()), gap, balanced_accuracy(h_data, h_noise)]
         loss_now, gap, accuracy = processes.mean(own)
         p.gaps = [*p.gaps, gap][-10:]
-        trouble = _trouble(loss_now, norm, p.gaps, config.gap_limit)
-        if trouble:
-            state.roll_back(good, trouble)
+        wrong = trouble(loss_now, norm, p.gaps, config.gap_limit)
+        if wrong:
+            state.roll_back(good, wrong)
             rows = folder.roll_back(state, good)
             if processes.is_main():
                 bar.write(state.progress.note)
@@ -151,19 +150,25 @@ def train(
         p.step, p.since = p.step + 1, p.since + 1
 
         # Next refresh
-        pool_ess = 1.0
-        if config.interval > 1:
-            p.right.append(accuracy if p.since > 1 else 0.5)
-            pool_ess = relative_ess(noise.by_component(noise.pool_log_ratio(raw)))
-            row |= {"accuracy": p.right[-1], "pool_ess": pool_ess}
-        p.cause = _refresh_cause(p, pool_ess, processes.count() * len(data), config)
+        noise.after_step(raw, data)
+        p.right.append(accuracy if p.since > 1 or not noise.follows else 0.5)
+        pool_ess = relative_ess(noise.pool_log_ratio())
+        batch = processes.count() * len(data)
+        p.cause = refresh_cause(p.since, p.right, pool_ess, batch, config)
 
         # Log, callbacks, checkpoint
         row |= {"loss": loss_now, "gap": gap, "norm": norm, "rate": rate}
+        row |= {"accuracy": p.right[-1], "pool_ess": pool_ess}
         row |= {"saturated": loss_of.saturated(h_data, h_noise)} if config.saturates else {}
-        row |= {"log_z": p.ledger.log_z, "log_z_error": p.ledger.standard_error}
+        row |= {"log_z": p.ledger.mean, "log_z_error": p.ledger.standard_error}
         if p.note:
             row["rollback"], p.note = p.note, ""
+        found = alarms([*rows[-100:], row], config)
+        new = [words for name, words in found.items() if name not in p.alarms]
+        p.alarms = list(found)
+        row |= {"alarm": "; ".join(new)} if new else {}
+        for words in new if processes.is_main() else ():
+            bar.write(f"step {p.step}: {words}")
         folder.log(row)
         rows.append(row)
         if p.step % GOOD_EVERY == 0 and abs(sum(p.gaps)) < config.gap_limit / 4 * len(p.gaps):
@@ -175,7 +180,43 @@ def train(
         bar.set_postfix_str(f"gap {sum(p.gaps) / len(p.gaps):+.2f} nats", refresh=False)
         bar.update()
     bar.close()
+    _export_log_z(model, noise, state.progress.ledger, processes.own_seed(seed + 1))
     return rows
+
+
+def _check(model: EnergyModel, x: Clips, components: Tensor, config: TrainConfig) -> None:
+    """Raise ValueError for what cannot be trained on, before any work is done."""
+    if len(x) != len(components):
+        raise ValueError(f"{len(x)} clips and {len(components)} components: one each is needed")
+    batch = config.per_component * model.reference.n_components
+    if len(x) < batch:
+        raise ValueError(
+            f"{len(x)} training clips are fewer than a batch of {batch} "
+            f"(train.per_component={config.per_component} for each of "
+            f"{model.reference.n_components} components): lower train.per_component, or fit the "
+            f"reference with fewer components"
+        )
+    if config.temperature != model.density.temperature:
+        raise ValueError(
+            f"train.temperature={config.temperature}, the model's is "
+            f"{model.density.temperature}: make both the same"
+        )
+
+
+def _export_log_z(model: EnergyModel, noise: Noise, ledger: Ledger, seed: int) -> None:
+    """Give the model log Z of its averaged weights: the ledger's, carried over a bridge."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    last = noise.bridge(model.density.network, ledger, generator)
+    model.density.log_z.copy_(torch.tensor(last.log_z))
+    model.density.log_z_error.copy_(torch.tensor(last.variance).sqrt())
+
+
+def _displacement(noise: Noise) -> dict[str, float]:
+    """How far chains have moved, and that over what chains of the base would have."""
+    if not noise.stride:
+        return {}
+    moved = processes.mean([noise.moved])[0]
+    return {"moved": moved, "displacement": moved / noise.stride}
 
 
 def _network_and_optimiser(
@@ -211,28 +252,6 @@ def _start_together(model: EnergyModel, components: Tensor) -> Tensor:
     return shared[1]
 
 
-def _self_noise(
-    model: EnergyModel,
-    raw: nn.Module,
-    config: TrainConfig,
-    generator: torch.Generator,
-    gather: Callable[[Tensor], Tensor],
-) -> SelfNoise:
-    return SelfNoise(
-        ReferencedEnergy(model.reference, raw),
-        model.shape,
-        per_component=config.per_component,
-        groups=config.groups,
-        pool=config.pool_groups,
-        steps=config.langevin_steps,
-        step_size=config.step_size,
-        cap=config.cap,
-        fresh=config.fresh,
-        generator=generator,
-        gather=gather,
-    )
-
-
 def _members(components: Tensor, count: int) -> list[Tensor]:
     """Indices of the clips of each component."""
     members = [(components == c).nonzero().flatten() for c in range(count)]
@@ -264,31 +283,3 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     with torch.no_grad():
         for a, b in zip(average.parameters(), network.parameters(), strict=True):
             a.lerp_(b, 1 - decay)
-
-
-def _balanced_accuracy(h_data: Tensor, h_noise: Tensor) -> float:
-    return 0.5 * float((h_data > 0).float().mean() + (h_noise <= 0).float().mean())
-
-
-def _refresh_cause(p: Progress, pool_ess: float, batch: int, config: TrainConfig) -> str:
-    """Why the noise must be refreshed before the next step; empty when it need not be."""
-    if p.since >= config.interval:
-        return "interval"
-    if pool_ess < config.min_ess:
-        return f"ESS/N {pool_ess:.2f}"
-    recent = p.right[-max(1, -(-REFRESH_AFTER // batch)) :]
-    if len(recent) * batch >= REFRESH_AFTER and sum(recent) / len(recent) > config.max_accuracy:
-        return f"accuracy {sum(recent) / len(recent):.2f}"
-    return ""
-
-
-def _trouble(loss: float, norm: float, gaps: list[float], limit: float) -> str:
-    """What is wrong with a step, in words; empty when nothing is."""
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
-    if not math.isfinite(norm):
-        return f"the gradient's norm is {norm}"
-    mean = sum(gaps) / len(gaps)
-    if not abs(mean) <= limit:
-        return f"the network gap is {mean:.1f} nats, beyond {limit:g}: the chains lag behind"
-    return ""

@@ -67,8 +67,8 @@ def test_the_snapshot_is_frozen():
 def test_dlogz_is_the_log_mean_per_component():
     noise, network, g = make(per_component=2, groups=4, pool=4)
     noise.refresh(network, g)
-    h = torch.randn(4, 6, generator=g)
-    values = noise.dlogz(h)
+    h = noise.pool_h = torch.randn(4, 6, generator=g)
+    values = noise.log_z_ratio()
     for component in range(3):
         own = h[:, noise.c == component].flatten()
         assert float(values[component]) == pytest.approx(float(own.exp().mean().log()), abs=1e-5)
@@ -78,8 +78,8 @@ def test_an_offset_of_the_energy_is_taken_off():
     """exp(-E) and exp(-E + a_c) are one model: dlogZ absorbs a_c, class by class."""
     noise, network, g = make(per_component=4, groups=2, pool=2)
     noise.refresh(network, g)
-    h = noise.pool_log_ratio(network) + torch.tensor([3.0, -1.0, 0.5])[noise.c]
-    assert (h - noise.dlogz(h)[noise.c]).abs().max() < 1e-4
+    h = noise.pool_h = noise.measure(network) + torch.tensor([3.0, -1.0, 0.5])[noise.c]
+    assert (h - noise.log_z_ratio()[noise.c]).abs().max() < 1e-4
 
 
 def gradient(loss: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
@@ -121,11 +121,11 @@ def test_h_is_the_log_ratio_with_each_component_s_offset_taken_off():
             p += 0.02 * torch.randn(p.shape, generator=g)
     data, draw = torch.randn(12, 1, 16, 16, generator=g), noise.draw(2, g)
     h, _ = noise.log_ratio(network, data, draw)
-    offset = noise.dlogz(noise.pool_log_ratio(network))
+    pool = noise.measure(network)
+    offset = noise.log_z_ratio()
     expected = noise.frozen.network(data, noise.c) - network(data, noise.c) - offset[noise.c]
     torch.testing.assert_close(h[:12], expected, rtol=1e-3, atol=1e-5)
     assert len(h) == 36
-    pool = noise.pool_log_ratio(network)
     weights = (pool - offset[noise.c]).exp()
     for c in range(3):
         assert float(weights[:, noise.c == c].mean()) == pytest.approx(1, abs=1e-4)

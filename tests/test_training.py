@@ -9,8 +9,9 @@ from conftest import small_model
 from sance_audio import TrainConfig, train, training
 from sance_audio.divergences import PAIRS, RANKED
 from sance_audio.files import read_jsonl
+from sance_audio.health import refresh_cause
 from sance_audio.recipe import load_recipe
-from sance_audio.state import Progress, fingerprint
+from sance_audio.state import fingerprint
 
 CONFIG = TrainConfig(
     steps=12, langevin_steps=2, groups=2, checkpoint_every=4, sample_every=0, rate=1e-3
@@ -84,19 +85,23 @@ def test_other_settings_on_resume_are_an_error_that_names_them(tmp_path):
         run(tmp_path, seed=5)
 
 
+def plant(monkeypatch, at, value):
+    """The batch of one draw (counted over the process) is poisoned; that of 0 is all of them."""
+    whole, count = training._rows, [-1]  # one is read before the first step, to check the noise
+
+    def rows(clips, index, device):
+        count[0] += 1
+        found = whole(clips, index, device).clone()
+        poisoned = count[0] == at if at else count[0] > 0
+        return torch.full_like(found, value) if poisoned else found
+
+    monkeypatch.setattr(training, "_rows", rows)
+
+
 @pytest.mark.parametrize("fault", ["nan batch", "loss spike"])
 def test_the_guard_goes_back_halves_the_rate_and_says_so(tmp_path, monkeypatch, fault):
-    whole, count = training._choose, [0]
-
-    def choose(members, c, generator):
-        count[0] += 1
-        if count[0] == 7:
-            return torch.zeros(len(c), dtype=torch.long)  # row 0, which is poisoned
-        return whole([m[m != 0] for m in members], c, generator)
-
-    monkeypatch.setattr(training, "_choose", choose)
+    plant(monkeypatch, at=7, value=torch.nan if fault == "nan batch" else 1e6)
     x, components = data()
-    x[0] = torch.nan if fault == "nan batch" else 1e6
     model = small_model(trained=fault == "loss spike")
     rows = train(model, x, components, CONFIG, tmp_path / "run", progress=False)
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -110,11 +115,6 @@ def test_the_guard_goes_back_halves_the_rate_and_says_so(tmp_path, monkeypatch, 
 
 def test_a_rollback_survives_a_kill(tmp_path, monkeypatch):
     """Trouble after a checkpoint, a rollback to before it, a kill: the resumed run is whole."""
-    whole, count = training._choose, [0]
-
-    def choose(members, c, generator):
-        count[0] += 1
-        return whole(members, c, generator) * (count[0] != 10)
 
     class Killed(Exception):
         pass
@@ -123,11 +123,8 @@ def test_a_rollback_survives_a_kill(tmp_path, monkeypatch):
         if "rollback" in row:
             raise Killed
 
-    x, components = data()
-    x[0] = torch.nan
-    components[0] = -1  # drawn by the fault only
-    monkeypatch.setattr(training, "_choose", choose)
-    arguments = (x, components, CONFIG, tmp_path / "run")
+    plant(monkeypatch, at=10, value=torch.nan)
+    arguments = (*data(), CONFIG, tmp_path / "run")
     with pytest.raises(Killed):
         train(small_model(trained=False), *arguments, progress=False, callbacks=(kill,))
     rows = train(small_model(trained=False), *arguments, progress=False)
@@ -148,7 +145,7 @@ def test_a_hundred_times_the_sensible_rate_is_taken_back(tmp_path, monkeypatch):
     widest = max(abs(sum(row["gap"] for row in rows[i : i + 10])) / 10 for i in range(31))
     assert widest < config.gap_limit
 
-    monkeypatch.setattr(training, "_trouble", lambda *_: "")  # what the guard has prevented
+    monkeypatch.setattr(training, "trouble", lambda *_: "")  # what the guard has prevented
     _, wild = run(tmp_path, config, "unguarded")
     assert max(abs(row["gap"]) for row in wild) > 10 * config.gap_limit
 
@@ -164,23 +161,23 @@ def test_other_data_or_another_reference_on_resume_is_an_error(tmp_path):
         train(other, x, components, CONFIG, tmp_path / "run")
 
 
-def test_hopeless_data_ends_with_one_error(tmp_path):
-    x, components = data()
+def test_hopeless_data_ends_with_one_error(tmp_path, monkeypatch):
+    plant(monkeypatch, at=0, value=torch.nan)
     with pytest.raises(training.Diverged, match="diverged 9 times"):
-        train(small_model(), x * torch.nan, components, CONFIG, tmp_path / "run", progress=False)
+        train(small_model(), *data(), CONFIG, tmp_path / "run", progress=False)
 
 
 def test_the_three_refresh_rules():
     config = replace(CONFIG, interval=10, pool=2, per_component=2)
-    cause = training._refresh_cause
-    assert cause(Progress(since=10), 1.0, 64, config) == "interval"
-    assert cause(Progress(since=3), 0.9, 64, config) == ""
-    assert cause(Progress(since=3), 0.4, 64, config).startswith("ESS/N")
-    assert cause(Progress(since=4, right=[0.9] * 4), 0.9, 64, config).startswith("accuracy")
-    assert cause(Progress(since=3, right=[0.9] * 3), 0.9, 64, config) == "", (
-        "192 clips are too few"
-    )
-    assert cause(Progress(since=4, right=[0.6] * 4), 0.9, 64, config) == ""
+    assert refresh_cause(10, [], 1.0, 64, config) == "interval"
+    assert refresh_cause(3, [], 0.9, 64, config) == ""
+    assert refresh_cause(3, [], 0.4, 64, config).startswith("ESS/N")
+    assert refresh_cause(4, [0.9] * 4, 0.9, 64, config).startswith("accuracy")
+    assert refresh_cause(3, [0.9] * 3, 0.9, 64, config) == "", "192 clips are too few"
+    assert refresh_cause(4, [0.6] * 4, 0.9, 64, config) == ""
+    fixed = replace(config, adaptive=False)
+    assert refresh_cause(4, [0.9] * 4, 0.1, 64, fixed) == ""
+    assert refresh_cause(10, [], 1.0, 64, fixed) == "interval"
 
 
 def test_a_long_interval_is_cut_short_when_the_model_runs_ahead(tmp_path):

@@ -1,0 +1,130 @@
+r"""The log-partition ledger: log Z of the model, summed over the refreshes of its noise.
+
+    log Z_theta / Z_k = log E_k[exp(E_k - E_theta)]
+
+estimated on the samples of p_k just before each refresh and summed from the reference, whose log Z
+is 0. With n samples of effective size ESS a refresh adds a variance of `(n / ESS - 1) / n`, and,
+since the logarithm of an unbiased estimate is too small, a bias of minus half of that. Chains that
+lag behind their snapshot add an error of one sign at every refresh, which neither shows.
+
+Weighted chains have no such error (Jarzynski): a chain carries the log weight
+
+    a <- a + E_k(x) - E_theta(x)    at every refresh,
+
+moves by steps that leave the model invariant, and is resampled where the effective size of the
+weights falls below a half. The ledger then adds `log sum exp(a + E_k - E_theta) - log sum exp(a)`,
+and its variance grows with each resampling, not with each refresh; chains are taken to have
+forgotten their ancestors from one resampling to the next.
+
+References:
+    Nonequilibrium equality for free energy differences (Jarzynski, 1997)
+    Sequential Monte Carlo samplers (Del Moral, Doucet & Jasra, 2006)
+    Efficient training of energy-based models using Jarzynski equality (Carbone et al., 2023)
+"""
+
+from __future__ import annotations
+
+__all__ = ["Ledger", "relative_ess", "log_mean_exp", "RESAMPLE_BELOW"]
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sance_audio.divergences import effective_sample_size
+
+RESAMPLE_BELOW = 0.5
+"""ESS / n of the weights of a component, below which its chains are resampled."""
+
+
+@dataclass
+class Ledger:
+    """Running estimate of log Z_theta - log Z_0 of each component, with its variance."""
+
+    log_z: list[float] = field(default_factory=list)
+    """In nats, one a component."""
+    closed: list[float] = field(default_factory=list)
+    """Variance gathered up to the last resampling (without weights: refresh)."""
+    open: list[float] = field(default_factory=list)
+    """Variance since then."""
+    refreshes: int = 0
+    ess: float = 1.0
+    """ESS / n of the last interval's ratios."""
+
+    def enter(self, log_ratio: Tensor, log_weight: Tensor | None = None) -> Tensor:
+        """Close an interval.
+
+        Arguments:
+            log_ratio: `E_k - E_theta` at the chains, `(n, C)`: n of each component.
+            log_weight: The chains' log weights before it, `(n, C)`; None for plain chains.
+
+        Returns:
+            `(C,)`, which components are to be resampled; none, for plain chains.
+        """
+        h = log_ratio.double()
+        n, count = h.shape
+        if not self.log_z:
+            self.log_z, self.closed, self.open = ([0.0] * count for _ in range(3))
+        self.ess = relative_ess(h)
+        self.refreshes += 1
+        if log_weight is None:
+            self._add(log_mean_exp(h))
+            self.closed = [v + (1 / self.ess - 1) / n for v in self.closed]
+            return torch.zeros(count, dtype=torch.bool)
+        before = log_weight.double()
+        after = before + h
+        self._add(log_mean_exp(after) - log_mean_exp(before))
+        ess = effective_sample_size(after.T) / n
+        resample = (ess < RESAMPLE_BELOW).cpu()
+        self.open = ((1 / ess - 1) / n).tolist()
+        for c in resample.nonzero().flatten().tolist():
+            self.closed[c] += self.open[c]
+            self.open[c] = 0.0
+        return resample
+
+    def restart(self, log_ratio: Tensor) -> None:
+        """Begin anew from noise that is normalised: log Z_theta is one estimate, not a sum."""
+        refreshes = self.refreshes
+        self.log_z, self.closed, self.open = [], [], []
+        self.enter(log_ratio)
+        self.refreshes = refreshes + 1
+
+    def _add(self, increments: Tensor) -> None:
+        self.log_z = [a + b for a, b in zip(self.log_z, increments.tolist(), strict=True)]
+
+    @property
+    def variance(self) -> list[float]:
+        """Of each component's `log_z`."""
+        return [a + b for a, b in zip(self.closed, self.open, strict=True)]
+
+    @property
+    def bias(self) -> list[float]:
+        """Of each component's `log_z`, to second order: minus half the variance."""
+        return [-v / 2 for v in self.variance]
+
+    @property
+    def mean(self) -> float:
+        """`log_z`, the mean over components; 0 before the first entry."""
+        return sum(self.log_z) / max(1, len(self.log_z))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `mean`. Without weights it holds for independent samples of p_k only."""
+        return math.sqrt(sum(self.variance)) / max(1, len(self.variance))
+
+
+def log_mean_exp(h: Tensor) -> Tensor:
+    """`log mean exp` over the first dimension of `(n, C)`: `(C,)`."""
+    return h.logsumexp(0) - math.log(len(h))
+
+
+def relative_ess(log_ratio: Tensor) -> float:
+    """ESS / n of weights `exp(h)`, h `(n, C)`, each component's own mean weight taken off.
+
+    With one sample a component (n = 1) there is no mean to tell from the sample: the components
+    are then taken together, which is pessimistic by the spread of their offsets.
+    """
+    n = len(log_ratio)
+    h = log_ratio if n == 1 else log_ratio - log_ratio.logsumexp(0)
+    return float(effective_sample_size(h.flatten())) / h.numel()

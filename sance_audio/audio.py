@@ -16,6 +16,7 @@ __all__ = [
     "read",
     "write",
     "resample",
+    "batch",
     "fit_length",
     "windows",
     "window_starts",
@@ -183,6 +184,24 @@ def find_audio(paths: list[str | Path]) -> list[Path]:
         else:
             raise ValueError(f"{shown(path)}: no such file or folder")
     return found
+
+
+def batch(waveform: Tensor) -> Tensor:
+    """A batch of clips `(B, N)`, float32, from `(B, N)` or one clip `(N,)`.
+
+    Raises:
+        ValueError: another shape, nothing in it, or samples that are not finite.
+    """
+    waveform = torch.as_tensor(waveform, dtype=torch.float32)
+    if waveform.ndim == 1:
+        waveform = waveform.unsqueeze(0)
+    if waveform.ndim != 2 or waveform.numel() == 0:
+        raise ValueError(
+            f"expected waveforms (B, N), B and N at least 1, found {tuple(waveform.shape)}"
+        )
+    if not bool(torch.isfinite(waveform).all()):
+        raise ValueError("the waveform holds NaN or infinite samples")
+    return waveform
 
 
 def _below(top: Path) -> Iterator[Path]:

@@ -27,13 +27,14 @@ __all__ = [
     "EnergyModel",
     "ReferencedEnergy",
     "GivenEnergy",
+    "LogProb",
     "value_and_grad",
     "rows_of",
 ]
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,14 @@ class ReferencedEnergy(nn.Module):
         learnt = torch.stack([self.learnt(x, c[:, j]) for j in range(count)], 1)
         return best - learnt - self.log_z[c], c
 
+    def log_prob(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """`log sum_c w_c p(x | c)` and its standard error, which is that of log Z: `(B,)` each, in
+        nats. Arguments as of `marginal`.
+        """
+        joint, c = self.candidates(x, log_weight)
+        error = joint.softmax(1) * self.log_z_error[c]
+        return joint.logsumexp(1), error.square().sum(1).sqrt()
+
     def reference_marginal(self, x: Tensor, log_weight: Tensor) -> Tensor:
         """The same with F = 0: `-log sum_c w_c p_0(x | c)`, `(B,)`."""
         return -(self.reference.log_prob_all(x) + log_weight).logsumexp(1)
@@ -168,6 +177,16 @@ class GivenEnergy:
 
     def rows(self, part: slice) -> GivenEnergy:
         return GivenEnergy(self.energy, self.c[part], self.scale)
+
+
+class LogProb(NamedTuple):
+    """Log densities of clips, `(B,)` each."""
+
+    nats: Tensor
+    standard_error: Tensor
+    """In nats."""
+    bits_per_dimension: Tensor
+    """Minus the log density, in bits, over the number of cells of the log-mel."""
 
 
 class EnergyModel(nn.Module):

@@ -11,8 +11,9 @@ training.
 
 from __future__ import annotations
 
-__all__ = ["AudioEBM", "clip_seeds"]
+__all__ = ["AudioEBM"]
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from torch import Tensor
 
 from sance_audio import audio
 from sance_audio.chunks import chunk_size, chunked, run_chunks, slices
-from sance_audio.energy import EnergyModel, GivenEnergy, ReferencedEnergy, value_and_grad
+from sance_audio.energy import EnergyModel, GivenEnergy, LogProb, ReferencedEnergy, value_and_grad
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
 from sance_audio.networks import ResidualEnergy, spread
 from sance_audio.reference import GaussianReference
-from sance_audio.samplers import ReferenceLangevin, sample
+from sance_audio.samplers import ReferenceLangevin, clip_seeds, sample
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
@@ -141,9 +142,24 @@ class AudioEBM(EnergyModel):
         energies = self.energy_of(self.log_mels(torch.cat(windows)), label)
         return torch.stack([part.mean() for part in energies.split([len(w) for w in windows])])
 
-    def log_prob(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> Tensor:
-        """Log density of each clip's log-mel, `(B,)` in nats: minus `energy`."""
-        return -self.energy(waveform, sample_rate, label)
+    @torch.no_grad()
+    def log_prob(self, waveform: Tensor, sample_rate: int, label: int | None = None) -> LogProb:
+        """Log density of each clip's log-mel, with its error. Arguments as of `energy`.
+
+        It is the density of the standardised, dequantised log-mel, `M T` numbers a window; its
+        error is that of log Z (NaN where a model was saved without one). Of a clip of several
+        windows, the mean over them.
+        """
+        windows = [self.windows(clip) for clip in self._clips(waveform, sample_rate)]
+        log_weight = self.reference.log_weight(label)
+
+        def one(rows: Tensor) -> Tensor:
+            return torch.stack(self.density.log_prob(rows + self.jitter, log_weight), 1)
+
+        x = self.log_mels(torch.cat(windows))
+        found = chunked(one, x, size=chunk_size(self.device)).split([len(w) for w in windows])
+        nats, error = torch.stack([part.mean(0) for part in found]).unbind(1)
+        return LogProb(nats, error, -nats / (math.prod(self.shape) * math.log(2)))
 
     @torch.no_grad()
     def energy_map(self, waveform: Tensor, sample_rate: int) -> Tensor:
@@ -165,19 +181,9 @@ class AudioEBM(EnergyModel):
         return chunked(one, x.to(self.device), size=chunk_size(self.device))
 
     def _clips(self, waveform: Tensor, sample_rate: int) -> list[Tensor]:
-        waveform = torch.as_tensor(waveform, dtype=torch.float32)
-        if waveform.ndim == 1:
-            waveform = waveform.unsqueeze(0)
-        if waveform.ndim != 2 or waveform.numel() == 0:
-            raise ValueError(
-                f"expected waveforms (B, N), B and N at least 1, found {tuple(waveform.shape)}"
-            )
-        if not bool(torch.isfinite(waveform).all()):
-            raise ValueError("the waveform holds NaN or infinite samples")
-        device = self.device
-        return [
-            audio.resample(clip, sample_rate, self.sample_rate).to(device) for clip in waveform
-        ]
+        """The clips `(N,)` of a batch, at the model's rate, on its device."""
+        clips = audio.batch(waveform)
+        return [audio.resample(c, sample_rate, self.sample_rate).to(self.device) for c in clips]
 
     # From noise to waveforms
 
@@ -339,11 +345,3 @@ class AudioEBM(EnergyModel):
         if missing or unexpected:
             raise KeyError(f"missing {missing}, unexpected {unexpected}")
         return model
-
-
-def clip_seeds(generator: torch.Generator | None, n: int) -> list[int]:
-    """Seeds of the first n clips of a generator: a prefix of those for any larger n."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    base = torch.randint(2**62, (), generator=generator, device=generator.device)
-    own = torch.Generator().manual_seed(int(base))
-    return [int(torch.randint(2**62, (), generator=own)) for _ in range(n)]

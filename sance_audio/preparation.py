@@ -174,7 +174,7 @@ def build(
     network = ResidualEnergy(reference.n_components, **size, positions=positions)
     model = AudioEBM(
         features,
-        ReferencedEnergy(reference, network),
+        ReferencedEnergy(reference, network, options.train.temperature),
         corpus.labels,
         frames=options.frames,
         sigma=options.sigma,

@@ -84,7 +84,13 @@ def findings(results: Results) -> list[str]:
         f"{gain['standard_error']:.2f} "
         f"({sigmas:+.1f} of them, {gain['clips']} test clips); log Z annealed forwards "
         f"{log_z['forward']:.2f}, backwards "
-        f"{log_z['reverse']:.2f}, the larger taken component by component."
+        f"{log_z['reverse']:.2f}"
+        + (
+            ", the larger taken component by component."
+            if log_z["exported"] == "annealing"
+            else f"; taken: the ledger of weighted chains, {log_z['ledger']:.2f}, standard error "
+            f"{log_z['ledger_standard_error']:.2f} per component."
+        )
     ]
     lines += evaluation_findings(results["evaluation"])
     odd = results["anomalies"]

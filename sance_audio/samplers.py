@@ -21,7 +21,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["State", "Info", "Langevin", "ReferenceLangevin", "sample", "randn"]
+__all__ = ["State", "Info", "Langevin", "ReferenceLangevin", "sample", "randn", "clip_seeds"]
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -275,6 +275,14 @@ def randn(like: Tensor, generator: Generators) -> Tensor:
         for g in generator
     ]
     return torch.stack(rows).to(like.device)
+
+
+def clip_seeds(generator: torch.Generator | None, n: int) -> list[int]:
+    """Seeds of the first n clips of a generator: a prefix of those for any larger n."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    base = torch.randint(2**62, (), generator=generator, device=generator.device)
+    own = torch.Generator().manual_seed(int(base))
+    return [int(torch.randint(2**62, (), generator=own)) for _ in range(n)]
 
 
 def _uniform(like: Tensor, generator: Generators) -> Tensor:

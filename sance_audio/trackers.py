@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sance_audio import audio, pictures
 from sance_audio.files import atomic
-from sance_audio.model import AudioEBM, clip_seeds
+from sance_audio.model import AudioEBM
 from sance_audio.options import Options
+from sance_audio.samplers import clip_seeds
 
 
 class TensorBoard:

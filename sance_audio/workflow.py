@@ -112,7 +112,7 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     Of several processes all but the first end here, once the training is done.
     """
     with _callbacks(model, options) as callbacks:
-        rows = train(
+        train(
             model,
             material.x["train"],
             components,
@@ -132,8 +132,13 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
         cap=model.cap,
         generator=torch.Generator(model.device).manual_seed(options.seed),
     )
-    # The larger of the two estimates: likelihoods are understated rather than overstated.
-    model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
+    ledger = model.density.log_z.mean(), model.density.log_z_error.square().mean().sqrt()
+    if not options.train.weighted:
+        # The larger of the two estimates: likelihoods are understated rather than overstated;
+        # half their difference is part of the error.
+        model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
+        half = (log_z.forward - log_z.reverse).abs() / 2
+        model.density.log_z_error.copy_(torch.hypot(log_z.standard_error, half))
     model.save_pretrained(options.run)
     x, chosen = material.some("test", JUDGED)
     held_out = x.to(model.device)
@@ -141,8 +146,9 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     clips = material.owner["test"][chosen].unique(return_inverse=True)[1]
     per_clip = torch.zeros(int(clips.max()) + 1, dtype=torch.double)
     per_clip.index_add_(0, clips, gain.cpu()).div_(clips.bincount())
-    share = model.component_of(held_out).bincount(minlength=len(log_z.forward)) / len(held_out)
-    of_log_z = float((share.cpu() * log_z.standard_error.cpu()).square().sum().sqrt())
+    error = model.density.log_z_error
+    share = model.component_of(held_out).bincount(minlength=len(error)) / len(held_out)
+    of_log_z = float((share * error).square().sum().sqrt())
     of_clips = float(per_clip.std() / len(per_clip) ** 0.5)  # windows of one clip are no two
     return {
         "corpus": material.facts,
@@ -152,7 +158,9 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
             "largest_standard_error": float(log_z.standard_error.max()),
             "ess": float(log_z.ess.mean()),
             "accepted": log_z.accepted,
-            "ledger": rows[-1]["log_z"],
+            "ledger": float(ledger[0]),
+            "ledger_standard_error": float(ledger[1]),
+            "exported": "ledger" if options.train.weighted else "annealing",
         },
         "held_out_gain": {
             "mean": float(per_clip.mean()),

@@ -12,14 +12,21 @@ Weighted chains have no such error (Jarzynski): a chain carries the log weight
     a <- a + E_k(x) - E_theta(x)    at every refresh,
 
 moves by steps that leave the model invariant, and is resampled where the effective size of the
-weights falls below a half. The ledger then adds `log sum exp(a + E_k - E_theta) - log sum exp(a)`,
-and its variance grows with each resampling, not with each refresh; chains are taken to have
-forgotten their ancestors from one resampling to the next.
+weights falls below a half. The ledger then adds `log sum exp(a + E_k - E_theta) - log sum exp(a)`.
+Copies of a chain are no two chains: the variance is taken over founders, the chains that those of
+now descend from, each with the share s of its descendants in the weights,
+
+    sum over founders of s^2 - 1 / n
+
+which without resampling is the formula above. When fewer than sqrt(n) founders have descendants
+left, that variance is closed, and every chain founds anew: chains are taken to have forgotten by
+then where they came from.
 
 References:
     Nonequilibrium equality for free energy differences (Jarzynski, 1997)
     Sequential Monte Carlo samplers (Del Moral, Doucet & Jasra, 2006)
     Efficient training of energy-based models using Jarzynski equality (Carbone et al., 2023)
+    Variance estimation in the particle filter (Lee & Whiteley, 2018)
 """
 
 from __future__ import annotations
@@ -45,22 +52,30 @@ class Ledger:
     log_z: list[float] = field(default_factory=list)
     """In nats, one a component."""
     closed: list[float] = field(default_factory=list)
-    """Variance gathered up to the last resampling (without weights: refresh)."""
+    """Variance up to where every chain founded anew last (without weights: the last refresh)."""
     open: list[float] = field(default_factory=list)
     """Variance since then."""
     refreshes: int = 0
     ess: float = 1.0
     """ESS / n of the last interval's ratios."""
 
-    def enter(self, log_ratio: Tensor, log_weight: Tensor | None = None) -> Tensor:
+    def enter(
+        self,
+        log_ratio: Tensor,
+        log_weight: Tensor | None = None,
+        founder: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Close an interval.
 
         Arguments:
             log_ratio: `E_k - E_theta` at the chains, `(n, C)`: n of each component.
             log_weight: The chains' log weights before it, `(n, C)`; None for plain chains.
+            founder: Which chain of its component each descends from, `(n, C)`, from 0 to n - 1;
+                with the weights.
 
         Returns:
-            `(C,)`, which components are to be resampled; none, for plain chains.
+            `(C,)` twice: which components are to be resampled, and in which every chain founds
+            anew; none, for plain chains.
         """
         h = log_ratio.double()
         n, count = h.shape
@@ -71,17 +86,24 @@ class Ledger:
         if log_weight is None:
             self._add(log_mean_exp(h))
             self.closed = [v + (1 / self.ess - 1) / n for v in self.closed]
-            return torch.zeros(count, dtype=torch.bool)
+            none = torch.zeros(count, dtype=torch.bool)
+            return none, none
+        assert founder is not None
         before = log_weight.double()
         after = before + h
         self._add(log_mean_exp(after) - log_mean_exp(before))
-        ess = effective_sample_size(after.T) / n
-        resample = (ess < RESAMPLE_BELOW).cpu()
-        self.open = ((1 / ess - 1) / n).tolist()
-        for c in resample.nonzero().flatten().tolist():
+        resample = (effective_sample_size(after.T) / n < RESAMPLE_BELOW).cpu()
+        share = torch.zeros_like(after).scatter_add_(0, founder, after.softmax(0))
+        self.open = (share.square().sum(0) - 1 / n).clamp_min(0).tolist()
+        anew = ((share > 0).sum(0) < math.sqrt(n)).cpu()
+        for c in anew.nonzero().flatten().tolist():
             self.closed[c] += self.open[c]
             self.open[c] = 0.0
-        return resample
+        return resample, anew
+
+    def close(self) -> None:
+        """Take the open variance as final: the next entry is of other chains."""
+        self.closed, self.open = self.variance, [0.0] * len(self.open)
 
     def restart(self, log_ratio: Tensor) -> None:
         """Begin anew from noise that is normalised: log Z_theta is one estimate, not a sum."""

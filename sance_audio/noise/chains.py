@@ -88,11 +88,17 @@ class SelfNoise(Noise):
         self.turn = 0
         self.pool_x = self.chains[:pool]
         if weighted:
-            self.log_weight = torch.zeros_like(self.pool_h, dtype=torch.float64)
+            self.log_weight, self.founder = self._equal()
         self.stride = _stride(self.base, steps, step_size, cap)
 
     def _start(self, generator: torch.Generator) -> Tensor:
         return self.base.sample(self.c, generator).view(-1, *self.shape)
+
+    def _equal(self) -> tuple[Tensor, Tensor]:
+        """Log weights of chains that weigh alike, and each its own founder: `(pool, B)` each."""
+        founder = torch.arange(self.pool_h.numel(), device=self.c.device)
+        founder = founder // self.base.n_components
+        return torch.zeros_like(self.pool_h, dtype=torch.float64), founder.view_as(self.pool_h)
 
     @torch.no_grad()
     def refresh(
@@ -146,34 +152,44 @@ class SelfNoise(Noise):
         """End an interval: its ratios go into the ledger, and, where there are weights, into
         these; then chains that have too little are replaced by copies of those that have more.
         """
-        weight = self.pool_log_weight()
-        resample = ledger.enter(self.pool_log_ratio(), weight)
-        if self.log_weight is None:
+        if self.log_weight is None or self.founder is None:
+            ledger.enter(self.pool_log_ratio())
             return
-        self.log_weight = self.log_weight + self.pool_h.double()
-        total = log_mean_exp(self.by_component(self.everywhere(self.log_weight)))
-        self.log_weight = self.log_weight - total[self.c]
-        self.pool_x, self.log_weight = self._resampled(
-            self.pool_x, self.log_weight, resample, generator
+        self.pool_x, (self.log_weight, self.founder) = self._reweighted(
+            self.pool_x, (self.log_weight, self.founder), self.pool_h, ledger, generator
         )
-        order = [(self.turn - self.n_pool + i) % len(self.chains) for i in range(self.n_pool)]
+        order = [(self.turn + i) % len(self.chains) for i in range(self.n_pool)]
         self.chains[order] = self.pool_x
 
-    def _resampled(
-        self, x: Tensor, log_weight: Tensor, which: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Chains `(pool, B, ...)` and log weights `(pool, B)` after systematic resampling of some
-        components `(C,)`: of equal weight then, their sum unchanged.
+    def _reweighted(
+        self,
+        x: Tensor,
+        weights: tuple[Tensor, Tensor],
+        h: Tensor,
+        ledger: Ledger,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Chains `(pool, B, ...)` with their log weights and founders `(pool, B)` after the log
+        ratios h `(pool, B)`, entered into the ledger; of mean weight 1 and resampled where that is
+        due, systematically, within each process: of equal weight then, their sum unchanged.
         """
-        a = self.by_component(log_weight).clone()
-        n, count = a.shape
-        chains = x.reshape(n, count, *self.shape).clone()
-        for c in which.nonzero().flatten().tolist():
-            u = (torch.rand((), generator=generator, device=a.device) + torch.arange(n).to(a)) / n
-            rows = torch.searchsorted(a[:, c].softmax(0).cumsum(0), u.double()).clamp_max(n - 1)
-            chains[:, c] = chains[rows, c]
+        a, founder = (self.by_component(v).clone() for v in weights)
+        own, count = a.shape
+        every = self.by_component(self.everywhere(founder))
+        rank = torch.arange(len(every), device=a.device) // own  # processes do not mix
+        every = every + (own * rank).unsqueeze(1)
+        ratios, before = (self.by_component(self.everywhere(v)) for v in (h, a))
+        resample, anew = ledger.enter(ratios, before, every)
+        a += self.by_component(h).double()
+        a -= log_mean_exp(self.by_component(self.everywhere(a)))
+        chains = x.reshape(own, count, *self.shape).clone()
+        for c in resample.nonzero().flatten().tolist():
+            u = torch.rand((), generator=generator, device=a.device) + torch.arange(own).to(a)
+            rows = torch.searchsorted(a[:, c].softmax(0).cumsum(0), u / own).clamp_max(own - 1)
+            chains[:, c], founder[:, c] = chains[rows, c], founder[rows, c]
             a[:, c] = log_mean_exp(a)[c]
-        return chains.view_as(x), a.view_as(log_weight)
+        founder[:, anew] = torch.arange(own, device=a.device).unsqueeze(1)
+        return chains.view_as(x), (a.view_as(h), founder.view_as(h))
 
     def frozen_energy(self, x: Tensor, c: Tensor) -> Tensor:
         return self.frozen.learnt(x, c)
@@ -189,21 +205,21 @@ class SelfNoise(Noise):
         """
         ledger = copy.deepcopy(ledger)
         target = ReferencedEnergy(self.frozen.reference, network, self.temperature)
-        c, x, a = self.c.repeat(self.n_pool), self.pool_x, self.log_weight
-        a = torch.zeros_like(self.pool_h, dtype=torch.float64) if a is None else a
+        c, x, weights = self.c.repeat(self.n_pool), self.pool_x, self._equal()
+        if self.log_weight is not None and self.founder is not None:
+            weights = self.log_weight, self.founder
         for i in range(1, BRIDGE + 1):
             flat = x.flatten(0, 1)
-            h = (self.frozen.learnt(flat, c) - target.learnt(flat, c)).view_as(a) / BRIDGE
-            own, others = (self.by_component(self.everywhere(v)) for v in (h, a))
-            resample = ledger.enter(own, others)
-            x, a = self._resampled(x, a + h.double(), resample, generator)
+            h = (self.frozen.learnt(flat, c) - target.learnt(flat, c)).view_as(self.pool_h)
+            x, weights = self._reweighted(x, weights, h / BRIDGE, ledger, generator)
             between = _Between(self.frozen, target, c, i / BRIDGE)
             x = self._advance(between, x.flatten(0, 1), c, BRIDGE, generator, True).view_as(x)
+        ledger.close()
         return ledger
 
     def state_dict(self) -> dict[str, Any]:
         own = {"network": self.frozen.network.state_dict(), "chains": self.chains}
-        own |= {"turn": self.turn, "log_weight": self.log_weight}
+        own |= {"turn": self.turn, "log_weight": self.log_weight, "founder": self.founder}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

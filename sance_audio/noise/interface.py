@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.ledger import Ledger, log_mean_exp
 
-OWN = ("chains", "log_weight", "pool_x", "pool_frozen", "pool_h")
+OWN = ("chains", "log_weight", "founder", "pool_x", "pool_frozen", "pool_h")
 """Parts of a noise's state that each process has of its own."""
 
 
@@ -83,6 +83,7 @@ class Noise:
         self.pool_frozen = torch.zeros(pool, len(self.c), device=device)
         self.pool_h = torch.zeros(pool, len(self.c), device=device)
         self.log_weight: Tensor | None = None
+        self.founder: Tensor | None = None
         self.offset = LearnedOffset(count, dlogz_rate, device) if dlogz == "learned" else None
 
     # What a kind of noise has of its own

@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 
+from sance_audio.energy import ReferencedEnergy
 from sance_audio.ledger import Ledger
+from sance_audio.noise import GaussianNoise, SelfNoise
+from sance_audio.reference import GaussianReference
 
 
 def test_the_ledger_adds_up_per_component():
@@ -28,3 +31,96 @@ def test_offsets_do_not_drift_the_ledger():
     for _ in range(100):
         ledger.enter(torch.tensor([[0.3, -0.3, 0.0]]))
     assert ledger.mean == pytest.approx(0, abs=1e-5)
+
+
+class Tilt(torch.nn.Module):
+    """F(x | c) = a . x: on a standard normal reference the model is N(-a, I), log Z = |a|^2 / 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.zeros(20))
+
+    def forward(self, x, c):
+        return x.flatten(1) @ self.a
+
+
+def moving(n: int, autocorrelation: float, weighted: bool, seed: int = 0) -> tuple[float, Ledger]:
+    """A Gaussian in 20 dimensions that moves by 0.2 at each of 200 refreshes, ahead of its chains:
+    log Z, and the ledger's.
+    """
+    g = torch.Generator().manual_seed(seed)
+    one = torch.ones(1, 1)
+    reference = GaussianReference(torch.zeros(1, 20), torch.eye(20)[None, :, :1], one, one[0])
+    network, ledger = Tilt(), Ledger()
+    noise = SelfNoise(
+        ReferencedEnergy(reference, network),
+        (4, 5),
+        per_component=n,
+        groups=1,
+        steps=1,
+        step_size=-math.log(autocorrelation),
+        weighted=weighted,
+        generator=g,
+    )
+    noise.refresh(network, g)
+    for _ in range(200):
+        with torch.no_grad():
+            network.a[0] += 0.2
+        noise.measure(network)
+        noise.refresh(network, g, ledger)
+    return float(network.a.detach().square().sum() / 2), ledger
+
+
+@pytest.mark.parametrize(("autocorrelation", "plain_error"), [(0.5, -8.0), (0.8, -31.0)])
+def test_weighted_chains_that_lag_know_log_z_where_plain_ones_do_not(
+    autocorrelation, plain_error, capsys
+):
+    truth, ledger = moving(4096, autocorrelation, weighted=True)
+    error = ledger.mean - truth
+    same, plain = moving(256, autocorrelation, weighted=False)
+    assert same == truth
+    with capsys.disabled():
+        print(
+            f"\nlag autocorrelation {autocorrelation}, log Z {truth:.0f}: weighted ledger off by "
+            f"{error:+.2f} (its standard error {ledger.standard_error:.2f}), plain by "
+            f"{plain.mean - truth:+.1f} ({plain.standard_error:.2f})"
+        )
+    assert abs(error) < min(0.5, 3 * ledger.standard_error)
+    assert ledger.standard_error < 0.5
+    assert plain.mean - truth == pytest.approx(plain_error, abs=1.5)
+    assert abs(plain.mean - truth) > 10 * plain.standard_error, "and it does not know it"
+
+
+def test_the_standard_error_of_weighted_chains_is_calibrated():
+    """Twelve runs: errors over standard errors have a root mean square near 1, so that an error
+    understated by two would show.
+    """
+    z = []
+    for seed in range(12):
+        truth, ledger = moving(256, 0.5, weighted=True, seed=seed)
+        z.append((ledger.mean - truth) / ledger.standard_error)
+    assert 0.5 < math.sqrt(sum(v * v for v in z) / 12) < 1.6
+
+
+def test_the_bridge_goes_to_another_network():
+    """From the snapshot to other weights, log Z of both known."""
+    g = torch.Generator().manual_seed(0)
+    one = torch.ones(1, 1)
+    reference = GaussianReference(torch.zeros(1, 20), torch.eye(20)[None, :, :1], one, one[0])
+    network, other = Tilt(), Tilt()
+    with torch.no_grad():
+        other.a[1] = 2.0
+    energy = ReferencedEnergy(reference, network)
+    noise = SelfNoise(energy, (4, 5), per_component=1024, groups=1, steps=5, generator=g)
+    noise.refresh(network, g)
+    chains = noise.chains.clone()
+    last = noise.bridge(other, Ledger(), g)
+    assert abs(last.mean - 2.0) < 4 * last.standard_error
+    assert last.standard_error < 0.2
+    assert torch.equal(noise.chains, chains), "the chains themselves stay"
+    fixed = GaussianNoise(energy, (4, 5), per_component=1024, pool=16)
+    fixed.refresh(network, g)
+    with torch.no_grad():
+        other.a[1] = 0.5
+    direct = fixed.bridge(other, Ledger(), g)
+    assert abs(direct.mean - 0.125) < 4 * direct.standard_error < 0.1

@@ -96,7 +96,8 @@ def train(
     members = _members(components.to(device), model.reference.n_components)
     clips = x.to(device) if isinstance(x, Tensor) else x
     loss_of = objective(config.loss, config.nu, config.alpha)
-    noise.check(_rows(clips, torch.stack([m[0] for m in members])[noise.c], device), noise.c)
+    first = torch.stack([m[0] for m in members]).cpu()
+    noise.check(x[first].to(device), torch.arange(len(first), device=device))
 
     # Resume
     folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})

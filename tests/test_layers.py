@@ -13,7 +13,7 @@ LAYERS = {
     0: "files processes rows headers decoding audio chunks divergences energy metrics "
     "verdicts weights",
     1: "streams features reference networks samplers config",
-    2: "options inversion pictures noise diagnostics datasets",
+    2: "options inversion pictures noise flow diagnostics datasets",
     3: "model",
     4: "state evaluation trackers",
     5: "checkpoint detection report",

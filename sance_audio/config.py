@@ -42,7 +42,7 @@ class TrainConfig:
     a half: an honest log Z, for a forward on all chains at every refresh."""
     flow_transforms: int = 6
     """Coupling layers of the flow."""
-    flow_width: int = 256
+    flow_width: int = 64
     """Width of their hidden layers."""
     flow_rate: float = 1e-3
     """Learning rate of the flow."""

@@ -69,7 +69,7 @@ class FlowNoise(GaussianNoise):
         shared: See `Noise`.
 
     Raises:
-        ImportError: zuko is not installed.
+        ValueError: zuko is not installed.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class FlowNoise(GaussianNoise):
         shape: tuple[int, int],
         *,
         transforms: int = 6,
-        width: int = 256,
+        width: int = 64,
         rate: float = 1e-3,
         seed: int = 0,
         **shared: Any,
     ):
-        from sance_audio.flow import ReferenceFlow
+        from sance_audio.noise.flow import ReferenceFlow
 
         super().__init__(energy, shape, **shared)
         with torch.random.fork_rng(devices=[]):

@@ -34,7 +34,7 @@ def test_offsets_do_not_drift_the_ledger():
 
 
 class Tilt(torch.nn.Module):
-    """F(x | c) = a . x: on a standard normal reference the model is N(-a, I), log Z = |a|^2 / 2."""
+    """F(x | c) = a . x: on a standard normal the model is N(-a, I), log Z = |a|^2 / 2."""
 
     def __init__(self):
         super().__init__()

@@ -23,6 +23,9 @@ from sance_audio.energy import ReferencedEnergy
 from sance_audio.ledger import Ledger
 from sance_audio.noise.interface import Noise
 
+CLIP = 50.0
+"""Largest norm of the flow's gradient."""
+
 
 class GaussianNoise(Noise):
     """The base, fixed: exact samples, new ones at every refresh. Arguments: see `Noise`."""
@@ -108,7 +111,7 @@ class FlowNoise(GaussianNoise):
             for p in self.flow.parameters():
                 if p.grad is not None:
                     p.grad = self.gather(p.grad.unsqueeze(0)).mean(0)
-        nn.utils.clip_grad_norm_(self.flow.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(self.flow.parameters(), CLIP)
         self.optimiser.step()
 
     def state_dict(self) -> dict[str, Any]:

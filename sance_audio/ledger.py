@@ -85,7 +85,7 @@ class Ledger:
         self.refreshes += 1
         if log_weight is None:
             self._add(log_mean_exp(h))
-            self.closed = [v + (1 / self.ess - 1) / n for v in self.closed]
+            self.closed = [v + max(1 / self.ess - 1, 0) / n for v in self.closed]
             none = torch.zeros(count, dtype=torch.bool)
             return none, none
         assert founder is not None

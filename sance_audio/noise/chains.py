@@ -30,8 +30,8 @@ from sance_audio.ledger import Ledger, log_mean_exp
 from sance_audio.noise.interface import Noise
 from sance_audio.samplers import ReferenceLangevin, sample
 
-BRIDGE = 10
-"""Steps between two networks: each a reweighting and as many moves."""
+BRIDGE = 5
+"""Stages between two networks: each a reweighting and as many moves."""
 
 
 class SelfNoise(Noise):

@@ -72,7 +72,9 @@ class IntervalOptions(Options):
     rates: tuple[float, ...] = (1e-4, 2.5e-4, 6e-4)
     """Learning rates that each arm chooses from."""
     seeds: int = 4
-    """Runs of an arm that are reported, none with the seed that chose its rate."""
+    """Runs that are reported of each arm of self noise, none with the seed that chose its rate."""
+    other_seeds: int = 3
+    """The same for the other noises and losses."""
     points: int = 8
     """Times that a reported run is judged while it trains."""
     jobs: int = 0
@@ -101,6 +103,7 @@ PRESETS = {
         noises=(),
         rates=(3e-4,),
         seeds=1,
+        other_seeds=1,
         points=2,
     ),
     "cpu": IntervalOptions(
@@ -112,6 +115,7 @@ PRESETS = {
         network="cpu",
         train=replace(SHARED, steps=2304, langevin_steps=20),
         seeds=8,
+        other_seeds=4,
         jobs=1,
     ),
 }
@@ -150,6 +154,12 @@ def arms(options: IntervalOptions) -> dict[str, TrainConfig]:
     for noise in options.noises:
         found[noise] = with_pool(8, noise=noise, interval=1)
     return found
+
+
+def seeds_of(options: IntervalOptions, config: TrainConfig) -> int:
+    """How many runs of an arm are reported."""
+    plain = config.noise == "self" and config.loss == options.train.loss
+    return options.seeds if plain else min(options.seeds, options.other_seeds)
 
 
 def job_of(options: IntervalOptions, arm: str, config: TrainConfig, seed: int, split: str) -> Job:
@@ -243,13 +253,13 @@ class Diary:
         every = found | {loss: replace(first, loss=loss) for loss in options.losses}
         choosing = len(options.rates) if len(options.rates) > 1 else 0
         for config in every.values():
-            for split, times in (("valid", choosing), ("test", options.seeds)):
+            for split, times in (("valid", choosing), ("test", seeds_of(options, config))):
                 self.expected += times * self.seconds(asdict(config), split)
-        runs = len(every) * (choosing + options.seeds)
+        reported = sum(seeds_of(options, config) for config in every.values())
         minutes = self.expected / self.side_by_side / 60
         print(
-            f"{len(every)} arms: {len(every) * choosing} runs to choose rates, "
-            f"{len(every) * options.seeds} to report; {runs} in all, {self.side_by_side} at once, "
+            f"{len(every)} arms: {len(every) * choosing} runs to choose rates, {reported} to "
+            f"report; {len(every) * choosing + reported} in all, {self.side_by_side} at once, "
             f"about {minutes:.0f} minutes at this machine's speed of now"
         )
 
@@ -305,6 +315,7 @@ def main(options: IntervalOptions) -> None:
         job_of(options, arm, replace(config, rate=choices[arm]["rate"]), seed, "test")
         for seed in range(options.seed + 1, options.seed + 1 + options.seeds)
         for arm, config in (first | others).items()
+        if seed <= options.seed + seeds_of(options, config)
     ]
     results = run(reported)
     conclude(options, choices, best, results, real(judge, material, options))
@@ -436,13 +447,16 @@ def verdict(first: str, trends: Results, reach: Results, summary: Results) -> li
                 f"times its sampler gradient evaluations and {shown(found['steps'], digits=2)} "
                 f"times its optimiser steps ({found['seeds']} seeds)."
             )
+    word = {-1: "a gain", 1: "a loss", 0: "no difference that excludes chance"}
     for arm, found in summary.items():
-        word = {-1: "a gain", 1: "a loss", 0: "no difference that excludes chance"}
-        d = found["kid_less_reference"]
-        lines.append(
-            f"{arm} less reference only, KID x1000: {shown(d, 1000, sign=True)}: {word[clear(d)]}."
-            + (f" Diverged: {found['diverged']} of {found['runs']}." if found["diverged"] else "")
-        )
+        alone, beside = found["kid_less_reference"], found["kid_less_first"]
+        line = f"{arm}, KID x1000: less reference only {shown(alone, 1000, sign=True)}, "
+        line += word[clear(alone)]
+        if arm != first:
+            line += f"; less {first} {shown(beside, 1000, sign=True)}, {word[clear(beside)]}"
+        if found["diverged"]:
+            line += f"; diverged: {found['diverged']} of {found['runs']}"
+        lines.append(line + ".")
     return lines
 
 
@@ -461,19 +475,24 @@ def figure(options: IntervalOptions, by_arm: dict[str, list[Results]], floor: Re
         axis.axhspan(1000 * low, 1000 * high, color="0.85", label="reference only")
         axis.axhline(1000 * floor["kid"], color="0.5", ls=":", label="real clips")
         axis.set_ylabel("KID x1000, test clips")
-    never = 4 * options.intervals[-1]
-    for kind, title, shift, extra in (
-        ("", "equal steps", 0.94, [(never, "never")]),
-        ("-long", "equal sampler evaluations", 1.06, []),
+    beyond = ["never", "adaptive", *options.noises]
+    places = [options.intervals[-1] * 4 ** (i + 1) for i in range(len(beyond))]
+    equal = {k: f"K{k}" for k in options.intervals}
+    for names, title, shift, style in (
+        (equal, "equal steps", 0.94, "o-"),
+        (equal | {k: f"K{k}-long" for k in more}, "equal sampler evaluations", 1.06, "o-"),
+        (dict(zip(places, beyond, strict=True)), "", 1.0, "s"),
     ):
-        names = [(first, f"K{first}"), *((k, f"K{k}{kind}") for k in more), *extra]
-        found = [interval([run["kid"] for run in by_arm[name]]) for _, name in names]
-        kept = [(k * shift, f) for (k, _), f in zip(names, found, strict=True) if f["n"]]
-        half = [1000 * (f["high"] - f["mean"]) if f["n"] > 1 else 0.0 for _, f in kept]
-        means = [1000 * f["mean"] for _, f in kept]
-        left.errorbar([k for k, _ in kept], means, half, fmt="o-", capsize=3, label=title)
+        found = {k * shift: interval([run["kid"] for run in by_arm[a]]) for k, a in names.items()}
+        found = {k: f for k, f in found.items() if f["n"]}
+        half = [1000 * (f["high"] - f["mean"]) if f["n"] > 1 else 0.0 for f in found.values()]
+        means = [1000 * f["mean"] for f in found.values()]
+        left.errorbar(list(found), means, half, fmt=style, capsize=3, label=title)
     left.set_xscale("log", base=4)
-    left.set_xticks([*options.intervals, never], [*map(str, options.intervals), "never"])
+    left.set_xticks(
+        [*options.intervals, *places], [*map(str, options.intervals), *beyond], rotation=30
+    )
+    left.minorticks_off()
     left.set_xlabel("K, optimiser steps between snapshots")
     for name in [f"K{first}", *(f"K{k}-long" for k in more)]:
         runs = [curve(run, "evaluations") for run in by_arm[name] if run["kid"] is not None]

@@ -24,19 +24,20 @@ class Watch:
 
     Arguments:
         path: JSON lines, one a point: `step`, `seconds` and the figures.
-        every: Steps between points.
+        every: Steps between points; the last step is one too.
+        last: The last step.
         measure: Figures of a model with its averaged weights.
     """
 
-    def __init__(self, path: Path, every: int, measure: Callable[[Any], Results]):
-        self.path, self.every, self.measure = path, every, measure
+    def __init__(self, path: Path, every: int, last: int, measure: Callable[[Any], Results]):
+        self.path, self.every, self.last, self.measure = path, every, last, measure
         self.before: float | None = None
         self.since = time.perf_counter()
 
     def __call__(self, step: int, row: Results, model: Any) -> None:
         if self.before is None:  # what an interrupted call took, up to its last point
             self.before = max((p["seconds"] for p in self.points if p["step"] < step), default=0.0)
-        if step % self.every:
+        if step % self.every and step != self.last:
             return
         self.before += time.perf_counter() - self.since
         append_jsonl(self.path, {"step": step, "seconds": self.before, **self.measure(model)})

@@ -10,6 +10,7 @@ __all__ = ["perform", "distances"]
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,10 @@ def perform(
     """
     figures = _judged(model, judge, material, options, split)
     result: Results = {"reference": figures(model, reference_only=True)}
-    every = options.train.steps // points if points else options.train.steps
-    watch = Watch(options.run / "points.jsonl", max(1, every), figures)
+    last = options.train.steps
+    every = max(1, last // points) if points else last
+    import_module("accelerate")  # so that its import is no part of the training's seconds
+    watch = Watch(options.run / "points.jsonl", every, last, figures)
     try:
         rows = train(
             model,
@@ -114,7 +117,7 @@ def distances(a: Array, b: Array) -> Results:
     return {"kid": float(kid), "fid": frechet_distance(a, b)}
 
 
-def _held_out_gain(model: AudioEBM, material: Material, options: Options) -> Results:
+def _held_out_gain(model: AudioEBM, material: Material, options: Options) -> Results | None:
     """log p_theta - log p_0 of the test clips, in nats a clip, as `workflow.fit` has it."""
     log_z = annealed_log_z(
         model.density,
@@ -130,6 +133,8 @@ def _held_out_gain(model: AudioEBM, material: Material, options: Options) -> Res
     gain = (model.energy_of(x, reference_only=True) - model.energy_of(x)).double().cpu()
     share = model.component_of(x).bincount(minlength=len(log_z.forward)) / len(x)
     of_log_z = float((share.cpu() * log_z.standard_error.cpu()).square().sum().sqrt())
+    if not bool(gain.isfinite().all()):
+        return None
     error = math.hypot(float(gain.std()) / math.sqrt(len(x)), of_log_z)
     apart = float((log_z.reverse - log_z.forward).abs().mean())
     return {"mean": float(gain.mean()), "standard_error": error, "log_z_apart": apart}

@@ -19,7 +19,7 @@ LAYERS = {
     5: "checkpoint detection report",
     6: "training preparation scoring",
     7: "workflow assessment",
-    8: "anomalies recipe",
+    8: "anomalies experiments recipe",
     9: "cli",
     10: "__main__",
 }

@@ -1,0 +1,165 @@
+"""One run of an experiment, in its own process: trained, judged in log-mels, its cost counted.
+
+Clips are judged as the log-mels that the model draws, which are not turned into sound first: what
+inversion adds would be the same for all.
+"""
+
+from __future__ import annotations
+
+__all__ = ["perform", "distances"]
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sance_audio.assessment import Judge
+from sance_audio.diagnostics import annealed_log_z
+from sance_audio.evaluation import describe
+from sance_audio.experiments.costs import Watch, added_by_noise, peak_mib
+from sance_audio.files import read_jsonl
+from sance_audio.metrics import Array, frechet_distance, kernel_distances
+from sance_audio.model import AudioEBM, clip_seeds
+from sance_audio.options import Options
+from sance_audio.preparation import Material
+from sance_audio.training import Diverged, train
+
+Results = dict[str, Any]
+
+
+def perform(
+    model: AudioEBM,
+    components: Tensor,
+    material: Material,
+    judge: Judge,
+    options: Options,
+    *,
+    split: str,
+    points: int = 0,
+) -> Results:
+    """Train a model and judge it; the same call goes on with an interrupted run.
+
+    Arguments:
+        model: At its start.
+        components: `(N,)`, of the training rows.
+        material: The corpus.
+        judge: The classifier in whose features clips are compared.
+        options: Run folder, seed, `train`, and how the model is judged: `evaluate` clips of
+            `generation_steps`, log Z by `annealing` temperatures.
+        split: That clips are compared with: as many of it as are drawn.
+        points: Times that KID is taken along training; 0 for a run that is only to be chosen
+            from, which has no `gain` either.
+
+    Returns:
+        `kid`, `fid`, `accuracy`, `gain` (of the test clips), each None for a run that `diverged`,
+        which is then the reason; `reference`: the same three of the reference alone, drawn from
+        the same seeds; what it cost; `points`.
+    """
+    figures = _judged(model, judge, material, options, split)
+    result: Results = {"reference": figures(model, reference_only=True)}
+    last = options.train.steps
+    every = max(1, last // points) if points else last
+    import_module("accelerate")  # so that its import is no part of the training's seconds
+    watch = Watch(options.run / "points.jsonl", every, last, figures)
+    try:
+        rows = train(
+            model,
+            material.x["train"],
+            components,
+            options.train,
+            options.run,
+            seed=options.seed,
+            callbacks=(watch,),
+            progress=False,
+        )
+    except Diverged as error:
+        rows = read_jsonl(options.run / "metrics.jsonl")
+        result |= {"diverged": str(error)}
+        result |= dict.fromkeys(("kid", "fid", "accuracy", "gain"))
+    else:
+        result |= {"diverged": None, **figures(model)}
+        if result["kid"] is None:
+            result["diverged"] = "the clips drawn are not finite"
+        wanted = points and not result["diverged"]
+        result["gain"] = _held_out_gain(model, material, options) if wanted else None
+    return result | _cost(options, rows, watch, model.reference.n_components)
+
+
+def _judged(
+    model: AudioEBM, judge: Judge, material: Material, options: Options, split: str
+) -> Callable[..., Results]:
+    """A function of a model: KID and FID of its log-mels against as many of the split, and how
+    many are recognised. Each call draws the same classes from the same seeds.
+    """
+    x, _ = material.some(split, options.evaluate)
+    real = describe(judge.classifier, x)
+    classes = model.classes(len(x))
+    seeds = clip_seeds(torch.Generator().manual_seed(options.seed), len(x))
+
+    def figures(model: AudioEBM, **how: Any) -> Results:
+        drawn, _ = model.draw(classes, seeds, **how)
+        ours = describe(judge.classifier, drawn)
+        if not np.isfinite(ours.phi).all():
+            return dict.fromkeys(("kid", "fid", "accuracy"))
+        right = ours.probabilities.argmax(1) == np.array(classes)
+        return distances(ours.phi, real.phi) | {"accuracy": float(right.mean())}
+
+    return figures
+
+
+def distances(a: Array, b: Array) -> Results:
+    """KID and FID of two sets of features `(N, d)`."""
+    kid = kernel_distances(a, b, resamples=0)[0]
+    return {"kid": float(kid), "fid": frechet_distance(a, b)}
+
+
+def _held_out_gain(model: AudioEBM, material: Material, options: Options) -> Results | None:
+    """log p_theta - log p_0 of the test clips, in nats a clip, as `workflow.fit` has it."""
+    log_z = annealed_log_z(
+        model.density,
+        model.shape,
+        steps=options.annealing,
+        settle=options.annealing,
+        step_size=model.step_size,
+        cap=model.cap,
+        generator=torch.Generator(model.device).manual_seed(options.seed),
+    )
+    model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
+    x: Tensor = material.some("test", options.evaluate)[0].to(model.device)
+    gain = (model.energy_of(x, reference_only=True) - model.energy_of(x)).double().cpu()
+    share = model.component_of(x).bincount(minlength=len(log_z.forward)) / len(x)
+    of_log_z = float((share.cpu() * log_z.standard_error.cpu()).square().sum().sqrt())
+    if not bool(gain.isfinite().all()):
+        return None
+    error = math.hypot(float(gain.std()) / math.sqrt(len(x)), of_log_z)
+    apart = float((log_z.reverse - log_z.forward).abs().mean())
+    return {"mean": float(gain.mean()), "standard_error": error, "log_z_apart": apart}
+
+
+def _cost(options: Options, rows: list[Results], watch: Watch, n_components: int) -> Results:
+    """Steps, refreshes, work of the sampler, time and memory of a run; and its points."""
+    config = options.train
+    chains = config.pool_groups * config.per_component * n_components
+    work = chains * config.langevin_steps if config.noise in ("self", "pcd") else 0
+    spent = work * np.cumsum([0, *("refresh" in row for row in rows)])
+    causes: dict[str, int] = {}
+    for row in rows:
+        if "refresh" in row:
+            cause = row["refresh"].split(" ")[0]
+            causes[cause] = causes.get(cause, 0) + 1
+    kept = [p for p in watch.points if p["step"] < len(spent)]
+    points = [p | {"evaluations": int(spent[p["step"]])} for p in kept]
+    return {
+        "steps": len(rows),
+        "refreshes": sum(causes.values()),
+        "causes": causes,
+        "evaluations": int(spent[-1]),
+        "seconds": watch.points[-1]["seconds"] if watch.points else None,
+        "peak_mib": peak_mib(),
+        **added_by_noise(options.run),
+        "points": points,
+    }

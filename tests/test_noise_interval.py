@@ -1,0 +1,270 @@
+"""The experiment on the update interval: its arithmetic, its jobs, its smoke preset."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from checks import holds_on_a_fresh_seed
+from test_recipes import fsdd_tree
+
+from sance_audio import cli
+from sance_audio.experiments import (
+    Job,
+    added_by_noise,
+    clear,
+    interval,
+    paired,
+    passage,
+    peak_mib,
+    run_jobs,
+    slope,
+)
+from sance_audio.model import AudioEBM
+from sance_audio.recipe import load_recipe
+
+recipe = load_recipe("noise_interval")
+CPU = recipe.PRESETS["cpu"]
+
+
+# Figures
+
+
+def test_intervals_hold_the_mean_19_times_in_20():
+    """Normal quantiles in place of Student's would hold it 17 times."""
+
+    def zscores(seed):
+        rng, n = np.random.default_rng(seed), 4000
+        found = [interval(rng.normal(2.0, 3.0, 4).tolist()) for _ in range(n)]
+        share = np.mean([f["low"] < 2 < f["high"] for f in found])
+        return torch.tensor([(share - 0.95) / math.sqrt(0.95 * 0.05 / n)])
+
+    holds_on_a_fresh_seed(zscores)
+
+
+def test_one_run_has_no_interval_and_none_no_mean():
+    assert interval([2.0]) == {"mean": 2.0, "low": None, "high": None, "n": 1}
+    assert interval([None])["mean"] is None
+    assert clear(interval([2.0])) == 0, "one run shows nothing"
+
+
+def test_pairs_are_runs_of_one_seed():
+    ours = [{"seed": s, "kid": 10.0 * s + 1} for s in (1, 2, 3)]
+    others = [{"seed": s, "kid": 10.0 * s} for s in (3, 2)]
+    found = paired(ours, others, lambda run: run["kid"])
+    assert (found["mean"], found["n"]) == (1.0, 2)
+    assert clear(found) == 1
+
+
+def test_first_passage_lies_between_the_points_around_it():
+    curve = [(0, 9.0), (10, 5.0), (20, 7.0), (30, 1.0)]
+    for target in (8.0, 6.0, 5.0, 2.0):
+        t = passage(curve, target)
+        assert np.interp(t, *zip(*curve, strict=True)) == pytest.approx(target)
+    assert passage(curve, 0.5) is None
+    assert passage(curve, 9.5) == 0.0
+    assert slope([0, 1, 2, 3], [1, 3, 5, 7]) == pytest.approx(2)
+
+
+# Jobs
+
+
+def sleeper(code: str):
+    """The command line of a job: `code`, with its folder in `here`."""
+    opening = "import json, os, sys, time; from pathlib import Path; here = Path(sys.argv[1]); "
+    return lambda folder: (
+        lambda job: [sys.executable, "-c", opening + code, str(folder / job.name)]
+    )
+
+
+WRITES = "(here / 'result.json').write_text(json.dumps({'began': time.time()})); time.sleep(0.5)"
+
+
+def test_jobs_run_side_by_side_and_finished_ones_are_taken_as_they_are(tmp_path):
+    jobs = [Job(name, {"n": n}) for n, name in enumerate("abc")]
+    command = sleeper(WRITES)(tmp_path)
+    said = []
+    found = run_jobs(
+        jobs[:2], tmp_path, command, at_once=2, say=lambda *args: said.append(args[0].name)
+    )
+    assert abs(found["a"]["began"] - found["b"]["began"]) < 0.5
+    again = run_jobs(
+        jobs, tmp_path, command, at_once=2, say=lambda *args: said.append(args[0].name)
+    )
+    assert {name: again[name] for name in "ab"} == found
+    assert sorted(said) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="another n"):
+        run_jobs([Job("a", {"n": 7})], tmp_path, command)
+
+
+def test_a_failed_job_is_told_after_the_others_are_done(tmp_path):
+    code = f"here.name == 'bad' and sys.exit('no such thing'); {WRITES}"
+    with pytest.raises(ValueError, match="1 of 2 runs failed, the first: no such thing"):
+        run_jobs([Job("bad", {}), Job("good", {})], tmp_path, sleeper(code)(tmp_path), at_once=1)
+    assert (tmp_path / "good" / "result.json").exists()
+
+
+def test_an_interrupt_leaves_no_process_behind(tmp_path):
+    code = f"(here / 'pid').write_text(str(os.getpid())); {WRITES}; time.sleep(60)"
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    quick = sleeper(code.replace("time.sleep(60)", "here.name == 'slow' and time.sleep(60)"))
+    with pytest.raises(Stop):
+        run_jobs(
+            [Job("slow", {}), Job("quick", {})], tmp_path, quick(tmp_path), at_once=2, say=stop
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "slow" / "pid").read_text()), 0)
+
+
+def test_peak_memory_is_the_process_s_own(tmp_path):
+    """A small process that a large one starts is small."""
+    held = torch.ones(100 * 2**20)  # 400 MiB
+    assert peak_mib() > 400
+    script = str(recipe.Path(recipe.__file__).parents[2] / "sance_audio/experiments/costs.py")
+    code = (
+        "import ast, sys; tree = ast.parse(open(sys.argv[1]).read()); "
+        "tree.body = [n for n in tree.body if getattr(n, 'name', '') == 'peak_mib']; "
+        "from pathlib import Path; exec(compile(tree, 'peak', 'exec')); print(peak_mib())"
+    )
+    said = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True)
+    assert 1 < float(said.stdout) < 200, said.stderr
+    del held
+
+
+def test_what_noise_adds_is_counted_from_the_checkpoint(finished_run):
+    model = AudioEBM.from_pretrained(finished_run)
+    added = added_by_noise(finished_run)
+    own = sum(p.numel() for p in model.density.network.parameters())
+    assert added["parameters"] == added["network_parameters"] == own
+    config = json.loads((finished_run / "config.json").read_text())["train"]
+    m, t = model.shape
+    chains = config["groups"] * config["per_component"] * model.reference.n_components
+    assert added["extra_bytes"] >= 4 * (own + chains * m * t), "a frozen copy and the chains"
+    assert added["extra_bytes"] < 3 * 4 * (own + chains * m * t)
+
+
+# The experiment
+
+
+def work(config) -> float:
+    """Chains of a group advanced over the run."""
+    return -(-config.steps // config.interval) * config.pool_groups
+
+
+def test_arms_are_equal_in_what_they_are_compared_at():
+    found = recipe.arms(CPU)
+    first = found["K1"]
+    for k in CPU.intervals:
+        assert found[f"K{k}"].steps == first.steps
+        assert found[f"K{k}"].steps // k >= 9, "eight refreshes after the first"
+    for k in CPU.intervals[1:]:
+        assert work(found[f"K{k}-long"]) == work(first)
+    assert found["never"].interval == found["never"].steps, "the first snapshot is the last"
+    assert [name for name, c in found.items() if c.adaptive] == ["adaptive"]
+    same = {f"{c.loss} {c.langevin_steps} {c.per_component} {c.nu}" for c in found.values()}
+    assert len(same) == 1
+
+
+def test_a_rate_is_chosen_by_validation_and_never_a_diverged_one():
+    kids = {1e-4: 3.0, 2.5e-4: 2.0, 6e-4: None}
+
+    def run(jobs):
+        assert {job.settings["split"] for job in jobs} == {"valid"}
+        assert {job.settings["seed"] for job in jobs} == {CPU.seed}
+        return {job.name: {"kid": kids[job.settings["train"]["rate"]]} for job in jobs}
+
+    found = recipe.chosen(CPU, recipe.arms(CPU), run)
+    assert {choice["rate"] for choice in found.values()} == {2.5e-4}
+    kids.update(dict.fromkeys(kids))
+    found = recipe.chosen(CPU, recipe.arms(CPU), run)
+    assert {choice["rate"] for choice in found.values()} == {1e-4}, "all diverged: the least"
+
+
+def made_up(options, better: float):
+    """Runs whose KID changes by `better` for each factor of 4 in K, and a little by seed."""
+    by_arm = {}
+    for arm, config in recipe.arms(options).items():
+        runs = []
+        for seed in (1, 2, 3):
+            end = 1.0 + better * math.log(config.interval, 4) + 0.01 * seed * (-1) ** seed
+            points = [{"step": 10, "evaluations": 20 // config.interval, "kid": end}]
+            runs.append({"seed": seed, "kid": end, "reference": {"kid": 9.0}, "points": points})
+        by_arm[arm] = runs
+    return by_arm
+
+
+@pytest.mark.parametrize(
+    ("better", "word"), [(0.5, "is reproduced"), (-0.5, "REVERSED"), (0.0, "not decided")]
+)
+def test_the_verdict_says_what_the_figures_say(better, word):
+    by_arm = made_up(CPU, better)
+    trends = {"equal steps": recipe.trend(CPU, by_arm, "")}
+    reach = {arm: recipe.reaching(by_arm[arm], by_arm["K1"]) for arm in ("K4", "K16")}
+    lines = recipe.verdict("K1", trends, reach, {})
+    assert word in lines[0]
+    if better > 0:
+        assert "K4 never came to the KID of K1 in 3 of 3 seeds" in lines[1]
+    else:
+        assert "times its sampler gradient evaluations" in lines[1]
+
+
+def test_the_smoke_preset_from_end_to_end(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = replace(recipe.PRESETS["smoke"], run=run, data=fsdd_tree(tmp_path / "data"))
+    recipe.main(options)
+    said = capsys.readouterr().out
+    arms = recipe.arms(options)
+    assert all(f"| {arm} |" in said for arm in arms)
+    for name in ("table.md", "figure.png", "choices.json"):
+        assert (run / name).stat().st_size > 0
+    with (run / "table.csv").open() as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == arms.keys()
+    assert rows["K4-long"]["evaluations"] == rows["K1"]["evaluations"]
+    assert int(rows["K1"]["refreshes"]) == arms["K1"].steps
+    assert rows["never"]["refreshes"] == "1"
+    results = json.loads((run / "results.json").read_text())
+    assert results["verdict"]
+    assert np.isfinite(results["arms"]["K1"]["gain"]["mean"])
+
+    # The same again, one run's result lost and its training interrupted: it alone is run, and
+    # comes to the same figures.
+    (folder,) = (run / "runs").glob("K4.*")
+    lost = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    os.replace(folder / "state" / "previous.pt", folder / "state" / "latest.pt")
+    capsys.readouterr()
+    began = time.time()
+    arguments = ["train", "noise_interval", "--preset", "smoke", "--run", str(run)]
+    cli.main([*arguments, "--data", str(options.data)])
+    assert "; 0 to go here" in capsys.readouterr().out
+    again = json.loads((folder / "result.json").read_text())
+    for key in ("kid", "fid", "accuracy", "gain", "evaluations", "refreshes"):
+        assert again[key] == lost[key], key
+    assert [p["kid"] for p in again["points"]] == [p["kid"] for p in lost["points"]]
+    written = [p for p in (run / "runs").glob("*/result.json") if p.stat().st_mtime > began]
+    assert [p.parent for p in written] == [folder]
+    with pytest.raises(ValueError, match="other settings"):
+        recipe.main(replace(options, rates=(0.5,)))
+
+
+def test_presets_can_be_told_to_processes_that_know_only_the_run_folder():
+    """What `one` makes of the settings written is what they were."""
+    for arm, config in recipe.arms(CPU).items():
+        job = recipe.job_of(CPU, arm, config, 3, "test")
+        settings = json.loads(json.dumps(job.settings))
+        assert settings == job.settings
+        assert asdict(recipe.TrainConfig(**settings["train"])) == settings["train"]

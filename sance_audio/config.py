@@ -6,7 +6,7 @@ __all__ = ["TrainConfig"]
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sance_audio.divergences import RANKED, Pair, objective
 

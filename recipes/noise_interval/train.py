@@ -152,7 +152,7 @@ def arms(options: IntervalOptions) -> dict[str, TrainConfig]:
     found["never"] = with_pool(16, interval=base.steps)
     found["adaptive"] = with_pool(8, interval=max(options.intervals), adaptive=True)
     for noise in options.noises:
-        found[noise] = with_pool(8, noise=noise, interval=1)
+        found[noise] = with_pool(1, noise=noise, dlogz="learned")
     return found
 
 

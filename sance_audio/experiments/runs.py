@@ -23,9 +23,10 @@ from sance_audio.evaluation import describe
 from sance_audio.experiments.costs import Watch, added_by_noise, peak_mib
 from sance_audio.files import read_jsonl
 from sance_audio.metrics import Array, frechet_distance, kernel_distances
-from sance_audio.model import AudioEBM, clip_seeds
+from sance_audio.model import AudioEBM
 from sance_audio.options import Options
 from sance_audio.preparation import Material
+from sance_audio.samplers import clip_seeds
 from sance_audio.training import Diverged, train
 
 Results = dict[str, Any]

@@ -115,10 +115,10 @@ class FlowNoise(GaussianNoise):
         self.optimiser.step()
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"flow": self.flow.state_dict(), "flow_optimiser": self.optimiser.state_dict()}
+        own = {"flow": self.flow.map.state_dict(), "flow_optimiser": self.optimiser.state_dict()}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.flow.load_state_dict(state["flow"])
+        self.flow.map.load_state_dict(state["flow"])
         self.optimiser.load_state_dict(state["flow_optimiser"])

@@ -71,11 +71,11 @@ class IntervalOptions(Options):
     """Tried beside self noise."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Learning rates that each arm chooses from."""
-    seeds: int = 4
+    seeds: int = 3
     """Runs that are reported of each arm of self noise, none with the seed that chose its rate."""
     other_seeds: int = 3
     """The same for the other noises and losses."""
-    points: int = 8
+    points: int = 5
     """Times that a reported run is judged while it trains."""
     jobs: int = 0
     """Runs side by side, one thread each; one for each core when 0."""
@@ -87,6 +87,8 @@ SHARED = TrainConfig(
 FRONT: Results = {"frames": 32, "components": 1, "evaluate": 300}
 FRONT |= {"generation_steps": 40, "annealing": 60}
 
+LONG = "-long"
+"""What the name of an arm ends with that has as many sampler gradients as the first."""
 STARTING = 8.0
 """Seconds that a process takes to start, about."""
 
@@ -148,7 +150,7 @@ def arms(options: IntervalOptions) -> dict[str, TrainConfig]:
         found[f"K{k}"] = with_pool(min(8, math.isqrt(k)), interval=k)
     for k in options.intervals[1:]:
         own = found[f"K{k}"]
-        found[f"K{k}-long"] = replace(own, steps=base.steps * k // own.pool_groups)
+        found[f"K{k}{LONG}"] = replace(own, steps=base.steps * k // own.pool_groups)
     found["never"] = with_pool(16, interval=base.steps)
     found["adaptive"] = with_pool(8, interval=max(options.intervals), adaptive=True)
     for noise in options.noises:
@@ -175,18 +177,22 @@ def job_of(options: IntervalOptions, arm: str, config: TrainConfig, seed: int, s
 def chosen(
     options: IntervalOptions, found: dict[str, TrainConfig], run: Callable[[list[Job]], Results]
 ) -> dict[str, Results]:
-    """By arm: the rate of least KID on the validation clips, and what all rates came to."""
+    """By arm: the rate of least KID on the validation clips, and what all rates came to. A longer
+    run of a K has the rate of that K.
+    """
     if len(options.rates) == 1:  # nothing to choose
         return {arm: {"rate": options.rates[0], "kid": None, "tried": {}} for arm in found}
     tried = {
         (arm, rate): job_of(options, arm, replace(config, rate=rate), options.seed, "valid")
         for arm, config in found.items()
         for rate in options.rates
+        if not arm.endswith(LONG)
     }
     results = run(list(tried.values()))
     out = {}
     for arm in found:
-        kids = {rate: results[tried[arm, rate].name]["kid"] for rate in options.rates}
+        own = arm.removesuffix(LONG)
+        kids = {rate: results[tried[own, rate].name]["kid"] for rate in options.rates}
         best = min(kids, key=lambda rate: (kids[rate] is None, kids[rate] or 0.0, rate))
         named = {f"{rate:g}": kid for rate, kid in kids.items()}
         out[arm] = {"rate": best, "kid": kids[best], "tried": named}
@@ -252,14 +258,16 @@ class Diary:
         first = found[f"K{options.intervals[0]}"]
         every = found | {loss: replace(first, loss=loss) for loss in options.losses}
         choosing = len(options.rates) if len(options.rates) > 1 else 0
-        for config in every.values():
-            for split, times in (("valid", choosing), ("test", seeds_of(options, config))):
+        choices = choosing * sum(not arm.endswith(LONG) for arm in every)
+        for arm, config in every.items():
+            own = 0 if arm.endswith(LONG) else choosing
+            for split, times in (("valid", own), ("test", seeds_of(options, config))):
                 self.expected += times * self.seconds(asdict(config), split)
         reported = sum(seeds_of(options, config) for config in every.values())
         minutes = self.expected / self.side_by_side / 60
         print(
-            f"{len(every)} arms: {len(every) * choosing} runs to choose rates, {reported} to "
-            f"report; {len(every) * choosing + reported} in all, {self.side_by_side} at once, "
+            f"{len(every)} arms: {choices} runs to choose rates, {reported} to "
+            f"report; {choices + reported} in all, {self.side_by_side} at once, "
             f"about {minutes:.0f} minutes at this machine's speed of now"
         )
 
@@ -350,7 +358,7 @@ def conclude(
     summary = {arm: summarised(runs, by_arm[first]) for arm, runs in by_arm.items()}
     trends = {
         "equal steps": trend(options, by_arm, ""),
-        "equal evaluations": trend(options, by_arm, "-long"),
+        "equal evaluations": trend(options, by_arm, LONG),
     }
     reach = {arm: reaching(by_arm[arm], by_arm[first]) for arm in by_arm if arm.startswith("K")}
     words = verdict(first, trends, reach, summary)
@@ -480,7 +488,7 @@ def figure(options: IntervalOptions, by_arm: dict[str, list[Results]], floor: Re
     equal = {k: f"K{k}" for k in options.intervals}
     for names, title, shift, style in (
         (equal, "equal steps", 0.94, "o-"),
-        (equal | {k: f"K{k}-long" for k in more}, "equal sampler evaluations", 1.06, "o-"),
+        (equal | {k: f"K{k}{LONG}" for k in more}, "equal sampler evaluations", 1.06, "o-"),
         (dict(zip(places, beyond, strict=True)), "", 1.0, "s"),
     ):
         found = {k * shift: interval([run["kid"] for run in by_arm[a]]) for k, a in names.items()}
@@ -494,7 +502,7 @@ def figure(options: IntervalOptions, by_arm: dict[str, list[Results]], floor: Re
     )
     left.minorticks_off()
     left.set_xlabel("K, optimiser steps between snapshots")
-    for name in [f"K{first}", *(f"K{k}-long" for k in more)]:
+    for name in [f"K{first}", *(f"K{k}{LONG}" for k in more)]:
         runs = [curve(run, "evaluations") for run in by_arm[name] if run["kid"] is not None]
         runs = [points for points in runs if len(points) == max(map(len, runs))]
         if runs:

@@ -201,7 +201,7 @@ def made_up(options, better: float):
         for seed in (1, 2, 3):
             end = 1.0 + better * math.log(config.interval, 4) + 0.01 * seed * (-1) ** seed
             points = [{"step": 10, "evaluations": 20 // config.interval, "kid": end}]
-            runs.append({"seed": seed, "kid": end, "reference": {"kid": 9.0}, "points": points})
+            runs.append({"seed": seed, "kid": end, "reference_along": 9.0, "points": points})
         by_arm[arm] = runs
     return by_arm
 

@@ -27,6 +27,7 @@ from sance_audio.chunks import cores
 from sance_audio.datasets import Corpus, fsdd
 from sance_audio.evaluation import describe
 from sance_audio.experiments import (
+    ALONG,
     Interval,
     Job,
     clear,
@@ -75,6 +76,8 @@ class IntervalOptions(Options):
     """Runs that are reported of each arm of self noise, none with the seed that chose its rate."""
     other_seeds: int = 3
     """The same for the other noises and losses."""
+    sets: int = 5
+    """Sets of `evaluate` clips that a run's figures are means over."""
     points: int = 8
     """Times that a reported run is judged while it trains."""
     jobs: int = 0
@@ -85,7 +88,7 @@ SHARED = TrainConfig(
     steps=576, per_component=4, groups=4, langevin_steps=10, adaptive=False, sample_every=0
 )
 FRONT: Results = {"frames": 32, "components": 1, "evaluate": 300}
-FRONT |= {"generation_steps": 40, "annealing": 60}
+FRONT |= {"generation_steps": 20, "annealing": 60}
 
 STARTING = 8.0
 """Seconds that a process takes to start, about."""
@@ -104,6 +107,7 @@ PRESETS = {
         rates=(3e-4,),
         seeds=1,
         other_seeds=1,
+        sets=1,
         points=2,
     ),
     "cpu": IntervalOptions(
@@ -165,7 +169,7 @@ def seeds_of(options: IntervalOptions, config: TrainConfig) -> int:
 def job_of(options: IntervalOptions, arm: str, config: TrainConfig, seed: int, split: str) -> Job:
     """A run of an arm: reported where it is judged on the test clips, chosen from otherwise."""
     config = replace(config, checkpoint_every=max(1, config.steps // options.points))
-    names = ("evaluate", "generation_steps", "annealing")
+    names = ("evaluate", "generation_steps", "annealing", "sets")
     settings: Results = {name: getattr(options, name) for name in names}
     settings["points"] = options.points if split == "test" else 0
     settings |= {"arm": arm, "seed": seed, "split": split, "train": asdict(config)}
@@ -196,11 +200,15 @@ def chosen(
 # One run, in a process of its own
 
 
+ABOUT = ("arm", "split", "points")
+"""Settings of a job that are no options."""
+
+
 def one(folder: Path) -> None:
     """Train and judge the run whose folder it is, with the settings there."""
     job, home = read_job(folder), folder.parents[1]
     told = options_from(read_json(home / "config.json"), PRESETS["cpu"])
-    settings = {k: v for k, v in job.settings.items() if k not in ("arm", "split", "points")}
+    settings = {k: v for k, v in job.settings.items() if k not in ABOUT}
     options = replace(
         told,
         **settings | {"train": TrainConfig(**settings["train"])},
@@ -213,8 +221,8 @@ def one(folder: Path) -> None:
     model, components = build(material, digits, features, options)
     model.to(device)
     judge = classify(model, material, replace(options, run=home))
-    split, points = job.settings["split"], job.settings["points"]
-    done = perform(model, components, material, judge, options, split=split, points=points)
+    asked = {name: job.settings[name] for name in ("split", "points", "sets")}
+    done = perform(model, components, material, judge, options, **asked)
     about = {name: job.settings[name] for name in ("arm", "seed", "split")}
     finish(folder, about | {"rate": options.train.rate} | done)
 
@@ -242,7 +250,7 @@ class Diary:
         if config.noise in ("self", "pcd"):
             per_step += pool * config.langevin_steps / config.interval
         judging = options.evaluate * options.generation_steps
-        judging *= options.points + 1 if split == "test" else 1
+        judging *= options.sets + ALONG * options.points * (split == "test")
         judging += 24 * self.components * options.annealing * (split == "test")
         return STARTING + self.gradient * (config.steps * per_step + judging)
 
@@ -403,7 +411,7 @@ def reaching(runs: list[Results], first: list[Results]) -> Results:
     goal = {run["seed"]: run for run in first if run["kid"] is not None}
     seeds = [run for run in runs if run["seed"] in goal]
     for run in seeds:
-        target = goal[run["seed"]]["kid"]
+        target = goal[run["seed"]]["points"][-1]["kid"]
         for name, found in ratios.items():
             theirs, ours = (passage(curve(r, name), target) for r in (goal[run["seed"]], run))
             if theirs and ours:
@@ -420,7 +428,7 @@ def curve(run: Results, name: str) -> list[tuple[float, float]]:
     """KID along training against `steps` or `evaluations`, from the reference on."""
     key = {"steps": "step"}.get(name, name)
     points = [(p[key], p["kid"]) for p in run["points"] if p["kid"] is not None]
-    return [(0, run["reference"]["kid"]), *points]
+    return [(0, run["reference_along"]), *points]
 
 
 def verdict(first: str, trends: Results, reach: Results, summary: Results) -> list[str]:

@@ -271,13 +271,18 @@ class Diary:
             f"about {minutes:.0f} minutes at this machine's speed of now"
         )
 
+    def skip(self, jobs: list[Job]) -> None:
+        """Runs that were finished before take no time."""
+        for job in jobs:
+            self.expected -= self.seconds(job.settings["train"], job.settings["split"])
+
     def write(self, job: Job, result: Results, left: int) -> None:
         self.done += self.seconds(job.settings["train"], job.settings["split"])
         ahead = max(0.0, self.expected - self.done) / self.done
         minutes = (time.monotonic() - self.began) / 60
         kid = "diverged" if result["kid"] is None else f"KID x1000 {1000 * result['kid']:.1f}"
         print(
-            f"{job.name}: {kid}, {result['seconds']:.0f} s; {left} to go here, about "
+            f"{job.name}: {kid}, {result['seconds'] or 0:.0f} s; {left} to go here, about "
             f"{minutes * ahead:.0f} minutes left in all",
             flush=True,
         )
@@ -306,6 +311,7 @@ def main(options: IntervalOptions) -> None:
     diary.plan(first)
 
     def run(jobs: list[Job]) -> dict[str, Results]:
+        diary.skip([j for j in jobs if (options.run / "runs" / j.name / "result.json").exists()])
         return run_jobs(
             jobs,
             options.run / "runs",

@@ -111,9 +111,24 @@ def test_jobs_run_side_by_side_and_finished_ones_are_taken_as_they_are(tmp_path)
 
 def test_a_failed_job_is_told_after_the_others_are_done(tmp_path):
     code = f"here.name == 'bad' and sys.exit('no such thing'); {WRITES}"
-    with pytest.raises(ValueError, match="1 of 2 runs failed, the first: no such thing"):
+    with pytest.raises(ValueError, match="1 of 2 runs failed, the first with status 1: no such"):
         run_jobs([Job("bad", {}), Job("good", {})], tmp_path, sleeper(code)(tmp_path), at_once=1)
     assert (tmp_path / "good" / "result.json").exists()
+
+
+def test_a_job_killed_from_outside_goes_on_once(tmp_path):
+    count = "tries = here / 'tries'; tries.open('a').write('x'); n = tries.stat().st_size; "
+    kill = (
+        "here.name == 'always' and os.kill(os.getpid(), 9); n == 1 and os.kill(os.getpid(), 9); "
+    )
+    with pytest.raises(ValueError, match="the first with status -9"):
+        run_jobs(
+            [Job("once", {}), Job("always", {})],
+            tmp_path,
+            sleeper(count + kill + WRITES)(tmp_path),
+        )
+    assert (tmp_path / "once" / "result.json").exists()
+    assert (tmp_path / "always" / "tries").read_text() == "xx"
 
 
 def test_an_interrupt_leaves_no_process_behind(tmp_path):

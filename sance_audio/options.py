@@ -87,7 +87,7 @@ SMOKE: dict[str, Any] = {
 """The preset `smoke` of a recipe, for it to take over or to change."""
 
 FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs"}
-FREE |= {"seeds", "other_seeds"}
+FREE |= {"seeds", "other_seeds", "sets", "points"}
 FREE |= {"generation_steps", "annealing", "evaluate", "clips"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""
 

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from checks import holds_on_a_fresh_seed
+from conftest import small_model
 from test_recipes import fsdd_tree
 
-from sance_audio import cli
+from sance_audio import TrainConfig, cli
+from sance_audio.evaluation import Classifier
 from sance_audio.experiments import (
     Job,
     added_by_noise,
@@ -24,10 +27,12 @@ from sance_audio.experiments import (
     paired,
     passage,
     peak_mib,
+    perform,
     run_jobs,
     slope,
 )
 from sance_audio.model import AudioEBM
+from sance_audio.options import Options
 from sance_audio.recipe import load_recipe
 
 recipe = load_recipe("noise_interval")
@@ -106,9 +111,24 @@ def test_jobs_run_side_by_side_and_finished_ones_are_taken_as_they_are(tmp_path)
 
 def test_a_failed_job_is_told_after_the_others_are_done(tmp_path):
     code = f"here.name == 'bad' and sys.exit('no such thing'); {WRITES}"
-    with pytest.raises(ValueError, match="1 of 2 runs failed, the first: no such thing"):
+    with pytest.raises(ValueError, match="1 of 2 runs failed, the first with status 1: no such"):
         run_jobs([Job("bad", {}), Job("good", {})], tmp_path, sleeper(code)(tmp_path), at_once=1)
     assert (tmp_path / "good" / "result.json").exists()
+
+
+def test_a_job_killed_from_outside_goes_on_once(tmp_path):
+    count = "tries = here / 'tries'; tries.open('a').write('x'); n = tries.stat().st_size; "
+    kill = (
+        "here.name == 'always' and os.kill(os.getpid(), 9); n == 1 and os.kill(os.getpid(), 9); "
+    )
+    with pytest.raises(ValueError, match="the first with status -9"):
+        run_jobs(
+            [Job("once", {}), Job("always", {})],
+            tmp_path,
+            sleeper(count + kill + WRITES)(tmp_path),
+        )
+    assert (tmp_path / "once" / "result.json").exists()
+    assert (tmp_path / "always" / "tries").read_text() == "xx"
 
 
 def test_an_interrupt_leaves_no_process_behind(tmp_path):
@@ -156,6 +176,32 @@ def test_what_noise_adds_is_counted_from_the_checkpoint(finished_run):
     assert added["extra_bytes"] < 3 * 4 * (own + chains * m * t)
 
 
+def test_a_run_that_diverges_is_a_row_and_no_crash(tmp_path):
+    torch.manual_seed(0)
+    model = small_model(trained=False)
+    x = torch.randn(30, 1, 16, 16)
+    components = torch.arange(30) % 3
+    material = SimpleNamespace(x={"train": x}, some=lambda split, n: (x[:n], torch.arange(n)))
+    judge = SimpleNamespace(classifier=Classifier(3, width=4).eval())
+    config = TrainConfig(steps=40, langevin_steps=2, sample_every=0, per_component=2)
+    options = Options(run=tmp_path / "good", evaluate=12, annealing=3, train=config)
+    good = perform(model, components, material, judge, options, split="test", sets=2, points=4)
+    assert good["diverged"] is None
+    assert [p["step"] for p in good["points"]] == [10, 20, 30, 40]
+    assert good["evaluations"] == 40 * 6 * 2, "steps, chains, Langevin steps"
+    assert good["points"][1]["evaluations"] == 20 * 6 * 2
+    assert np.isfinite([good["kid"], good["fid"], good["gain"]["mean"]]).all()
+
+    options = replace(options, run=tmp_path / "bad", train=replace(config, gap_limit=1e-9))
+    bad = perform(
+        small_model(trained=False), components, material, judge, options, split="test", points=4
+    )
+    assert "diverged" in bad["diverged"]
+    assert bad["rollbacks"] == 8, "the ninth ends it"
+    assert (bad["kid"], bad["gain"]) == (None, None)
+    json.dumps(bad, allow_nan=False)
+
+
 # The experiment
 
 
@@ -201,7 +247,7 @@ def made_up(options, better: float):
         for seed in (1, 2, 3):
             end = 1.0 + better * math.log(config.interval, 4) + 0.01 * seed * (-1) ** seed
             points = [{"step": 10, "evaluations": 20 // config.interval, "kid": end}]
-            runs.append({"seed": seed, "kid": end, "reference": {"kid": 9.0}, "points": points})
+            runs.append({"seed": seed, "kid": end, "reference_along": 9.0, "points": points})
         by_arm[arm] = runs
     return by_arm
 

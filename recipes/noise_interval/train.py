@@ -27,6 +27,7 @@ from sance_audio.chunks import cores
 from sance_audio.datasets import Corpus, fsdd
 from sance_audio.evaluation import describe
 from sance_audio.experiments import (
+    ALONG,
     Interval,
     Job,
     clear,
@@ -75,6 +76,8 @@ class IntervalOptions(Options):
     """Runs that are reported of each arm of self noise, none with the seed that chose its rate."""
     other_seeds: int = 3
     """The same for the other noises and losses."""
+    sets: int = 5
+    """Sets of `evaluate` clips that a run's figures are means over."""
     points: int = 5
     """Times that a reported run is judged while it trains."""
     jobs: int = 0
@@ -85,7 +88,7 @@ SHARED = TrainConfig(
     steps=576, per_component=4, groups=4, langevin_steps=10, adaptive=False, sample_every=0
 )
 FRONT: Results = {"frames": 32, "components": 1, "evaluate": 300}
-FRONT |= {"generation_steps": 40, "annealing": 60}
+FRONT |= {"generation_steps": 20, "annealing": 60}
 
 LONG = "-long"
 """What the name of an arm ends with that has as many sampler gradients as the first."""
@@ -106,6 +109,7 @@ PRESETS = {
         rates=(3e-4,),
         seeds=1,
         other_seeds=1,
+        sets=1,
         points=2,
     ),
     "cpu": IntervalOptions(
@@ -167,7 +171,7 @@ def seeds_of(options: IntervalOptions, config: TrainConfig) -> int:
 def job_of(options: IntervalOptions, arm: str, config: TrainConfig, seed: int, split: str) -> Job:
     """A run of an arm: reported where it is judged on the test clips, chosen from otherwise."""
     config = replace(config, checkpoint_every=max(1, config.steps // options.points))
-    names = ("evaluate", "generation_steps", "annealing")
+    names = ("evaluate", "generation_steps", "annealing", "sets")
     settings: Results = {name: getattr(options, name) for name in names}
     settings["points"] = options.points if split == "test" else 0
     settings |= {"arm": arm, "seed": seed, "split": split, "train": asdict(config)}
@@ -196,17 +200,22 @@ def chosen(
         best = min(kids, key=lambda rate: (kids[rate] is None, kids[rate] or 0.0, rate))
         named = {f"{rate:g}": kid for rate, kid in kids.items()}
         out[arm] = {"rate": best, "kid": kids[best], "tried": named}
+        out[arm]["at_the_end"] = best in (min(options.rates), max(options.rates))
     return out
 
 
 # One run, in a process of its own
 
 
+ABOUT = ("arm", "split", "points")
+"""Settings of a job that are no options."""
+
+
 def one(folder: Path) -> None:
     """Train and judge the run whose folder it is, with the settings there."""
     job, home = read_job(folder), folder.parents[1]
     told = options_from(read_json(home / "config.json"), PRESETS["cpu"])
-    settings = {k: v for k, v in job.settings.items() if k not in ("arm", "split", "points")}
+    settings = {k: v for k, v in job.settings.items() if k not in ABOUT}
     options = replace(
         told,
         **settings | {"train": TrainConfig(**settings["train"])},
@@ -219,8 +228,8 @@ def one(folder: Path) -> None:
     model, components = build(material, digits, features, options)
     model.to(device)
     judge = classify(model, material, replace(options, run=home))
-    split, points = job.settings["split"], job.settings["points"]
-    done = perform(model, components, material, judge, options, split=split, points=points)
+    asked = {name: job.settings[name] for name in ("split", "points", "sets")}
+    done = perform(model, components, material, judge, options, **asked)
     about = {name: job.settings[name] for name in ("arm", "seed", "split")}
     finish(folder, about | {"rate": options.train.rate} | done)
 
@@ -239,16 +248,16 @@ class Diary:
 
     def seconds(self, train: Results, split: str) -> float:
         """What a run should take, in gradients of one row: those of the sampler, 1.5 for each row
-        that the network is trained on, 0.5 for each that it is only computed on.
+        that the network is trained on, less for each that it is only computed on.
         """
         config, options = TrainConfig(**train), self.options
         batch = config.per_component * self.components
         pool = config.pool_groups * batch
-        per_step = 3.5 * batch + 0.5 * pool * (config.interval > 1)
+        per_step = 4.0 * batch + 0.2 * pool * (config.interval > 1)
         if config.noise in ("self", "pcd"):
             per_step += pool * config.langevin_steps / config.interval
         judging = options.evaluate * options.generation_steps
-        judging *= options.points + 1 if split == "test" else 1
+        judging *= options.sets + ALONG * options.points * (split == "test")
         judging += 24 * self.components * options.annealing * (split == "test")
         return STARTING + self.gradient * (config.steps * per_step + judging)
 
@@ -271,25 +280,31 @@ class Diary:
             f"about {minutes:.0f} minutes at this machine's speed of now"
         )
 
+    def skip(self, jobs: list[Job]) -> None:
+        """Runs that were finished before take no time."""
+        for job in jobs:
+            self.expected -= self.seconds(job.settings["train"], job.settings["split"])
+
     def write(self, job: Job, result: Results, left: int) -> None:
         self.done += self.seconds(job.settings["train"], job.settings["split"])
         ahead = max(0.0, self.expected - self.done) / self.done
         minutes = (time.monotonic() - self.began) / 60
         kid = "diverged" if result["kid"] is None else f"KID x1000 {1000 * result['kid']:.1f}"
         print(
-            f"{job.name}: {kid}, {result['seconds']:.0f} s; {left} to go here, about "
+            f"{job.name}: {kid}, {result['seconds'] or 0:.0f} s; {left} to go here, about "
             f"{minutes * ahead:.0f} minutes left in all",
             flush=True,
         )
 
 
 def _seconds_of_a_gradient(model: AudioEBM) -> float:
-    """Of one row, in one thread."""
-    rows, steps = list(range(16)), 10
-    model.draw([0] * 16, rows, steps=1)
-    began = time.perf_counter()
-    model.draw([0] * 16, rows, steps=steps)
-    return (time.perf_counter() - began) / (16 * steps)
+    """Of one row, in one thread: the least of several tries, since other work only adds."""
+    took, rows, steps = [], list(range(16)), 10
+    for _ in range(5):
+        began = time.perf_counter()
+        model.draw([0] * len(rows), rows, steps=steps)
+        took.append(time.perf_counter() - began)
+    return min(took) / (len(rows) * steps)
 
 
 def main(options: IntervalOptions) -> None:
@@ -306,6 +321,7 @@ def main(options: IntervalOptions) -> None:
     diary.plan(first)
 
     def run(jobs: list[Job]) -> dict[str, Results]:
+        diary.skip([j for j in jobs if (options.run / "runs" / j.name / "result.json").exists()])
         return run_jobs(
             jobs,
             options.run / "runs",
@@ -411,7 +427,7 @@ def reaching(runs: list[Results], first: list[Results]) -> Results:
     goal = {run["seed"]: run for run in first if run["kid"] is not None}
     seeds = [run for run in runs if run["seed"] in goal]
     for run in seeds:
-        target = goal[run["seed"]]["kid"]
+        target = goal[run["seed"]]["points"][-1]["kid"]
         for name, found in ratios.items():
             theirs, ours = (passage(curve(r, name), target) for r in (goal[run["seed"]], run))
             if theirs and ours:
@@ -428,7 +444,7 @@ def curve(run: Results, name: str) -> list[tuple[float, float]]:
     """KID along training against `steps` or `evaluations`, from the reference on."""
     key = {"steps": "step"}.get(name, name)
     points = [(p[key], p["kid"]) for p in run["points"] if p["kid"] is not None]
-    return [(0, run["reference"]["kid"]), *points]
+    return [(0, run["reference_along"]), *points]
 
 
 def verdict(first: str, trends: Results, reach: Results, summary: Results) -> list[str]:

@@ -20,7 +20,7 @@ from sance_audio.experiments.comparison import (
 )
 from sance_audio.experiments.costs import Watch, added_by_noise, peak_mib
 from sance_audio.experiments.jobs import Job, finish, read_job, run_jobs
-from sance_audio.experiments.runs import distances, perform
+from sance_audio.experiments.runs import ALONG, distances, perform
 
 __all__ = [
     "Job",
@@ -42,5 +42,6 @@ __all__ = [
     "tables",
     "write_csv",
     "perform",
+    "ALONG",
     "distances",
 ]

@@ -42,7 +42,8 @@ def run_jobs(
 ) -> dict[str, Results]:
     """Results of the jobs by name, those that were done before included.
 
-    Each process computes with one thread, on its own part of the machine's cores.
+    Each process computes with one thread, on its own part of the machine's cores. One that is
+    killed from outside is started once more.
 
     Arguments:
         jobs: What to run, in this order.
@@ -58,7 +59,8 @@ def run_jobs(
     results = {job.name: done for job in jobs if (done := _done(folder / job.name, job))}
     waiting = deque(job for job in jobs if job.name not in results)
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
-    failed: list[str] = []
+    failed: dict[str, int] = {}
+    again: set[str] = set()
     try:
         while waiting or running:
             while waiting and len(running) < (at_once or cores()):
@@ -70,7 +72,11 @@ def run_jobs(
                 del running[job.name]
                 result = _done(folder / job.name, job) if process.returncode == 0 else None
                 if result is None:
-                    failed.append(job.name)
+                    if process.returncode < 0 and job.name not in again:  # killed from outside
+                        again.add(job.name)
+                        waiting.appendleft(job)
+                    else:
+                        failed[job.name] = process.returncode
                     continue
                 results[job.name] = result
                 say(job, result, len(waiting) + len(running))
@@ -80,12 +86,13 @@ def run_jobs(
             process.terminate()
             process.wait()
     if failed:
-        log = folder / failed[0] / "log.txt"
+        name, code = next(iter(failed.items()))
+        log = folder / name / "log.txt"
         lines = log.read_text(errors="replace").strip().splitlines()
         last = lines[-1] if lines else "nothing was printed"
         raise ValueError(
-            f"{len(failed)} of {len(jobs)} runs failed, the first: {last} ({log}); put that right "
-            f"and give the same command again"
+            f"{len(failed)} of {len(jobs)} runs failed, the first with status {code}: {last} "
+            f"({log}); put that right and give the same command again"
         )
     return results
 

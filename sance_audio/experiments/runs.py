@@ -30,6 +30,8 @@ from sance_audio.samplers import clip_seeds
 from sance_audio.training import Diverged, train
 
 Results = dict[str, Any]
+ALONG = 2
+"""Sets of clips, at most, that a model is judged on while it trains."""
 
 
 def perform(
@@ -40,6 +42,7 @@ def perform(
     options: Options,
     *,
     split: str,
+    sets: int = 1,
     points: int = 0,
 ) -> Results:
     """Train a model and judge it; the same call goes on with an interrupted run.
@@ -52,20 +55,24 @@ def perform(
         options: Run folder, seed, `train`, and how the model is judged: `evaluate` clips of
             `generation_steps`, log Z by `annealing` temperatures.
         split: That clips are compared with: as many of it as are drawn.
-        points: Times that KID is taken along training; 0 for a run that is only to be chosen
-            from, which has no `gain` either.
+        sets: Sets of so many clips that figures are means over: KID of one alone varies a good
+            deal between sets.
+        points: Times that KID, over `ALONG` sets, is taken along training; 0 for a run that is
+            only to be chosen from, which has no `gain` either.
 
     Returns:
         `kid`, `fid`, `accuracy`, `gain` (of the test clips), each None for a run that `diverged`,
         which is then the reason; `reference`: the same three of the reference alone, drawn from
-        the same seeds; what it cost; `points`.
+        the same seeds (in `reference_along`, its KID on the sets that points are judged on); what
+        it cost; `points`.
     """
-    figures = _judged(model, judge, material, options, split)
+    figures = _judged(model, judge, material, options, split, sets)
     result: Results = {"reference": figures(model, reference_only=True)}
+    result["reference_along"] = figures(model, ALONG, reference_only=True)["kid"]
     last = options.train.steps
     every = max(1, last // points) if points else last
     import_module("accelerate")  # so that its import is no part of the training's seconds
-    watch = Watch(options.run / "points.jsonl", every, last, figures)
+    watch = Watch(options.run / "points.jsonl", every, last, lambda m: figures(m, ALONG))
     try:
         rows = train(
             model,
@@ -91,23 +98,30 @@ def perform(
 
 
 def _judged(
-    model: AudioEBM, judge: Judge, material: Material, options: Options, split: str
+    model: AudioEBM, judge: Judge, material: Material, options: Options, split: str, sets: int
 ) -> Callable[..., Results]:
     """A function of a model: KID and FID of its log-mels against as many of the split, and how
-    many are recognised. Each call draws the same classes from the same seeds.
+    many are recognised, means over sets of clips (over `most` of them, when it is given). Each
+    call draws the same classes from the same seeds.
     """
     x, _ = material.some(split, options.evaluate)
-    real = describe(judge.classifier, x)
-    classes = model.classes(len(x))
-    seeds = clip_seeds(torch.Generator().manual_seed(options.seed), len(x))
+    real = describe(judge.classifier, x).phi
+    n, classes = len(x), model.classes(len(x))
+    seeds = clip_seeds(torch.Generator().manual_seed(options.seed), n * sets)
 
-    def figures(model: AudioEBM, **how: Any) -> Results:
-        drawn, _ = model.draw(classes, seeds, **how)
+    def one(model: AudioEBM, own: list[int], how: Results) -> Results:
+        drawn, _ = model.draw(classes, own, **how)
         ours = describe(judge.classifier, drawn)
         if not np.isfinite(ours.phi).all():
             return dict.fromkeys(("kid", "fid", "accuracy"))
         right = ours.probabilities.argmax(1) == np.array(classes)
-        return distances(ours.phi, real.phi) | {"accuracy": float(right.mean())}
+        return distances(ours.phi, real) | {"accuracy": float(right.mean())}
+
+    def figures(model: AudioEBM, most: int = sets, **how: Any) -> Results:
+        found = [one(model, seeds[k * n : (k + 1) * n], how) for k in range(min(most, sets))]
+        if any(f["kid"] is None for f in found):
+            return found[0] | dict.fromkeys(("kid", "fid", "accuracy"))
+        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
     return figures
 

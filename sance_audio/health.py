@@ -8,7 +8,7 @@ against chains on the reference alone, of chains that stick or run.
 
 from __future__ import annotations
 
-__all__ = ["trouble", "refresh_cause", "balanced_accuracy", "alarms", "RANGES"]
+__all__ = ["trouble", "refresh_cause", "balanced_accuracy", "alarms", "summary", "RANGES"]
 
 import math
 from collections.abc import Sequence
@@ -101,6 +101,10 @@ def trouble(loss: float, norm: float, gaps: Sequence[float], limit: float) -> st
 def alarms(rows: Sequence[dict[str, Any]], config: TrainConfig) -> dict[str, str]:
     """What is out of its healthy range over the latest rows of metrics: name to words.
 
+    Arguments:
+        rows: The last `LATEST` are judged; fewer are not.
+        config: Settings.
+
     >>> rows = [{"step": i, "gap": 8.0} for i in range(LATEST)]
     >>> alarms(rows, TrainConfig())["gap"][:18]
     'gap 8.00, beyond 5'
@@ -109,6 +113,8 @@ def alarms(rows: Sequence[dict[str, Any]], config: TrainConfig) -> dict[str, str
     if len(latest) < LATEST:
         return {}
     for name, (low, high, words) in RANGES.items():
+        if not config.chains and name in ("gap", "accuracy", "pool_ess"):
+            continue  # noise that does not follow the model is meant to be told from it
         values = [row[name] for row in latest if row.get(name) is not None]
         mean = sum(values) / len(values) if values else low
         if not low <= mean <= high:
@@ -122,3 +128,49 @@ def alarms(rows: Sequence[dict[str, Any]], config: TrainConfig) -> dict[str, str
             f"model leaves its noise within the interval of {config.interval}; a lower train.rate"
         )
     return found
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A finished training in words: every figure with its healthy range, refreshes and their
+    causes, and what was raised on the way.
+
+    Arguments:
+        rows: All rows of metrics.
+    """
+    if not rows:
+        return ["No training was recorded."]
+    last, latest = rows[-1], rows[-LATEST:]
+    causes: dict[str, int] = {}
+    for row in rows:
+        if row.get("refresh", "start") != "start":
+            cause = row["refresh"].split(" ")[0]
+            causes[cause] = causes.get(cause, 0) + 1
+    told = ", ".join(f"{n} by {cause}" for cause, n in causes.items())
+    words = [
+        f"{last['step']} steps; the noise was refreshed {sum(causes.values()) + 1} times"
+        + (f" (the start, {told})." if causes else " (the start).")
+    ]
+    names = {
+        "gap": "Network gap, mean F(noise) - mean F(data), in nats",
+        "accuracy": "Balanced accuracy of h > 0, data against noise",
+        "pool_ess": "Effective share of the pool",
+        "displacement": "Displacement of chains at a refresh over that of the reference's",
+    }
+    for name, title in names.items():
+        low, high, _ = RANGES[name]
+        values = [row[name] for row in latest if row.get(name) is not None]
+        if values:
+            mean = sum(values) / len(values)
+            verdict = "healthy" if low <= mean <= high else "NOT HEALTHY"
+            words.append(
+                f"{title}, over the last {len(latest)} steps: {mean:.2f} ({verdict}: "
+                f"{low:g} to {high:g})."
+            )
+    words.append(
+        f"Log-partition ledger of the raw weights: {last['log_z']:.1f} nats, standard error "
+        f"{last['log_z_error']:.1f} (for independent samples of the snapshots; chains that lag "
+        f"add to it, unless they are weighted)."
+    )
+    words += [f"Alarm at step {row['step']}: {row['alarm']}." for row in rows if "alarm" in row]
+    rollbacks = [row["rollback"] for row in rows if "rollback" in row]
+    return words + (rollbacks or ["The divergence guard never stepped in."])

@@ -44,7 +44,8 @@ def sheet(x: Tensor, columns: int = 6) -> bytes:
 
 
 def curves(rows: list[dict[str, Any]], names: dict[str, str], smooth: int = 25) -> bytes:
-    """Columns of the training metrics over steps, one panel each, with a running mean; as a PNG.
+    """Columns of the training metrics over steps, one panel each, three in
+    a row, with a running mean; as a PNG.
 
     Arguments:
         rows: Of `metrics.jsonl`.
@@ -54,11 +55,14 @@ def curves(rows: list[dict[str, Any]], names: dict[str, str], smooth: int = 25) 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(names), 2.6), layout="constrained")
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (name, title) in zip(
-        figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True
-    ):
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, (name, title) in zip(axes, names.items(), strict=False):
         points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
         if points:
             steps, values = np.array(points, dtype=float).T

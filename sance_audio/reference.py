@@ -98,7 +98,8 @@ class GaussianReference(nn.Module):
             The reference, and the component of each row `(N,)`.
 
         Raises:
-            ValueError: a class without at least three clips.
+            ValueError: a class without at least three clips, with features that are not finite, or
+            whose clips are all the same.
         """
         n = len(x)
         classes = torch.zeros(n, dtype=torch.long) if classes is None else classes.long().cpu()
@@ -110,11 +111,13 @@ class GaussianReference(nn.Module):
             members = (classes == y).nonzero().flatten()
             if len(members) < 3:
                 raise ValueError(
-                    f"class {y} has {len(members)} clips; a Gaussian needs at least 3"
+                    f"class {y} has {len(members)} clips; a Gaussian needs at least 3: add clips "
+                    f"of it, or leave the class out"
                 )
             if len(members) > most:
                 members = members[torch.randperm(len(members), generator=g)[:most].sort()[0]]
             flat = x[members].detach().reshape(len(members), -1).float()
+            _check(flat, f"class {y}")
             groups = _split(flat, min(components, max(1, len(members) // 8)), seed)
             for group in groups:
                 assignment[members[group]] = len(fitted)
@@ -269,6 +272,21 @@ def _log_density(
     log_det = eigenvalues.log().sum(1) + (dimensions - rank) * remainder.log()
     constant = log_det + dimensions * math.log(2 * math.pi)
     return -0.5 * (modelled + outside + constant.unsqueeze(1))
+
+
+def _check(x: Tensor, name: str) -> None:
+    """Raise ValueError unless rows `(N, D)` are finite and differ."""
+    bad = int((~x.isfinite().all(1)).sum())
+    if bad:
+        raise ValueError(
+            f"{name}: {bad} of {len(x)} clips have NaN or infinite features: leave them out, or "
+            f"mend their recordings"
+        )
+    if bool((x == x[0]).all()):
+        raise ValueError(
+            f"{name}: its {len(x)} clips are all the same (variance 0), so that their covariance "
+            f"is singular: are they silent, or one file copied? leave the class out"
+        )
 
 
 def _split(x: Tensor, k: int, seed: int) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sance_audio import audio, pictures
 from sance_audio.files import atomic, read_json, read_jsonl
+from sance_audio.health import summary
 from sance_audio.model import AudioEBM
 from sance_audio.verdicts import cell, columns
 
@@ -31,7 +32,14 @@ def write_page(run: str | Path) -> Path:
     if not isinstance(results, dict) or not wanted <= results.keys():
         raise ValueError(f"{run / 'results.json'}: not the results of a recipe; run it again")
     rows = read_jsonl(run / "metrics.jsonl")
-    curves = {"gap": "network gap (nats)", "loss": "loss", "log_z": "log Z ledger (nats)"}
+    curves = {
+        "gap": "network gap (nats)",
+        "loss": "loss",
+        "log_z": "log Z ledger (nats)",
+        "accuracy": "data told from noise",
+        "pool_ess": "ESS / N of the pool",
+        "displacement": "chains' steps / the reference's",
+    }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -47,41 +55,13 @@ def write_page(run: str | Path) -> Path:
         oddest=_cards(model, run, results["anomalies"]["oddest"]),
         ordinary=_cards(model, run, results["anomalies"]["most_ordinary"]),
         curves=pictures.data_uri(pictures.curves(rows, curves)) if rows else "",
-        words=training_words(rows),
+        words=summary(rows),
         progress=_progress(run),
     )
     path = run / "index.html"
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
-
-
-def training_words(rows: list[dict[str, Any]]) -> list[str]:
-    """The learning curves in words: what was healthy, what was not."""
-    if not rows:
-        return ["No training was recorded."]
-    last = rows[-1]
-    gaps = [row["gap"] for row in rows[-100:]]
-    gap = sum(gaps) / len(gaps)
-    healthy = (
-        "healthy: within 5 nats"
-        if abs(gap) <= 5
-        else "beyond 5 nats: the chains lag behind the model"
-    )
-    early = [
-        row["refresh"]
-        for row in rows
-        if row.get("refresh", "interval") not in ("interval", "start")
-    ]
-    words = [
-        f"{last['step']} steps, {sum('refresh' in row for row in rows)} refreshes of the noise"
-        + (f", {len(early)} of them early (last: {early[-1]})." if early else ", none early."),
-        f"Network gap over the last {len(gaps)} steps: {gap:+.2f} nats ({healthy}).",
-        f"Log-partition ledger of the raw weights: {last['log_z']:.1f} nats. Its error adds up "
-        f"over refreshes; the findings above use log Z as annealed at the end.",
-    ]
-    rollbacks = [row["rollback"] for row in rows if "rollback" in row]
-    return words + (rollbacks or ["The divergence guard never stepped in."])
 
 
 def _cards(model: AudioEBM, run: Path, clips: list[dict[str, Any]]) -> list[dict[str, Any]]:

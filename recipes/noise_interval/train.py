@@ -67,7 +67,7 @@ class IntervalOptions(Options):
         "donsker_varadhan",
         "ranking",
     )
-    """Tried beside the logistic loss, at the best K."""
+    """Tried beside the logistic loss, at the best K above 1 and with its rate."""
     noises: tuple[str, ...] = ("gaussian", "flow")
     """Tried beside self noise."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -267,10 +267,11 @@ class Diary:
         first = found[f"K{options.intervals[0]}"]
         every = found | {loss: replace(first, loss=loss) for loss in options.losses}
         choosing = len(options.rates) if len(options.rates) > 1 else 0
-        choices = choosing * sum(not arm.endswith(LONG) for arm in every)
+        own = [arm for arm in found if not arm.endswith(LONG)]  # these choose a rate
+        choices = choosing * len(own)
         for arm, config in every.items():
-            own = 0 if arm.endswith(LONG) else choosing
-            for split, times in (("valid", own), ("test", seeds_of(options, config))):
+            times_chosen = choosing * (arm in own)
+            for split, times in (("valid", times_chosen), ("test", seeds_of(options, config))):
                 self.expected += times * self.seconds(asdict(config), split)
         reported = sum(seeds_of(options, config) for config in every.values())
         minutes = self.expected / self.side_by_side / 60
@@ -331,9 +332,11 @@ def main(options: IntervalOptions) -> None:
         )
 
     choices = chosen(options, first, run)
-    best = min((f"K{k}" for k in options.intervals), key=lambda arm: _or_infinite(choices[arm]))
+    # At K = 1 all losses have one gradient but for a factor: they part where K is larger.
+    longer = (f"K{k}" for k in options.intervals if k > 1)
+    best = min(longer, key=lambda arm: _or_infinite(choices[arm]))
     others = {loss: replace(first[best], loss=loss) for loss in options.losses}
-    choices |= chosen(options, others, run)
+    choices |= {loss: choices[best] for loss in others}
     write_json(options.run / "choices.json", {"losses_at": best, "arms": choices})
     reported = [
         job_of(options, arm, replace(config, rate=choices[arm]["rate"]), seed, "test")

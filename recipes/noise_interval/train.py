@@ -336,7 +336,7 @@ def main(options: IntervalOptions) -> None:
     longer = (f"K{k}" for k in options.intervals if k > 1)
     best = min(longer, key=lambda arm: _or_infinite(choices[arm]))
     others = {loss: replace(first[best], loss=loss) for loss in options.losses}
-    choices |= {loss: choices[best] for loss in others}
+    choices |= dict.fromkeys(others, choices[best])
     write_json(options.run / "choices.json", {"losses_at": best, "arms": choices})
     reported = [
         job_of(options, arm, replace(config, rate=choices[arm]["rate"]), seed, "test")

@@ -196,6 +196,11 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     @property
+    def chunk(self) -> int | None:
+        """Chains of a chunk when they are sampled; the device's `chunk_size` when None."""
+        return None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything but tensors."""
         raise NotImplementedError

@@ -58,6 +58,7 @@ class SelfNoise:
         step_size: eps of `ReferenceLangevin`.
         cap: Its cap.
         fresh: Probability that a chain starts again from the reference at a refresh.
+        chunk: Chains of a chunk; `chunk_size` of the device when None.
         generator: Of the chains' starts: exact samples of the reference.
         gather: Joins a tensor of each process along the first dimension, given this process's;
             called by all of them at once. Left out, there is one process.
@@ -75,6 +76,7 @@ class SelfNoise:
         step_size: float = 0.1,
         cap: float = 1.0,
         fresh: float = 0.0,
+        chunk: int | None = None,
         generator: torch.Generator,
         gather: Callable[[Tensor], Tensor] | None = None,
     ):
@@ -86,7 +88,7 @@ class SelfNoise:
         self.frozen = ReferencedEnergy(energy.reference, copy.deepcopy(energy.network))
         self.frozen.network.requires_grad_(False).eval()
         self.steps, self.step_size, self.cap, self.fresh = steps, step_size, cap, fresh
-        self.shape, self.gather = (1, *shape), gather
+        self.shape, self.gather, self.chunk = (1, *shape), gather, chunk
         device = self.reference.mean.device
         self.c = torch.arange(self.reference.n_components, device=device).repeat(per_component)
         self.chains = torch.stack([self._start(generator) for _ in range(groups)])
@@ -118,7 +120,7 @@ class SelfNoise:
         c = self.c.repeat(self.n_pool)
         energy = GivenEnergy(self.frozen, c)
         sampler = ReferenceLangevin(self.reference.given(c), self.step_size, self.cap)
-        count = -(-len(c) // (3 * chunk_size(c.device) // 2))
+        count = -(-len(c) // (3 * (self.chunk or chunk_size(c.device)) // 2))
         after = sample(
             energy,
             sampler,

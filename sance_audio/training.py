@@ -228,6 +228,7 @@ def _self_noise(
         step_size=config.step_size,
         cap=config.cap,
         fresh=config.fresh,
+        chunk=model.chunk,
         generator=generator,
         gather=gather,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["TrainConfig"]
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sance_audio.divergences import Pair, objective
 

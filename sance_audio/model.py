@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sance_audio import audio
 from sance_audio.chunks import chunk_size, chunked, run_chunks, slices

@@ -150,8 +150,7 @@ def picture(rows: dict[str, tuple[float, Tensor, Tensor, Tensor, Tensor]]) -> by
         for axis, title in zip(line, COLUMNS, strict=True):
             axis.set(xlim=(x - half, x + half), ylim=(y - half, y + half), xticks=[], yticks=[])
             axis.set_aspect("equal")
-            if line is axes[0]:
-                axis.set_title(title, fontsize=9)
+            axis.set_title(title if line[0] is axes[0, 0] else "", fontsize=9)
         line[0].set_ylabel(name.replace("_", " "), fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)

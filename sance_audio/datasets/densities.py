@@ -1,4 +1,4 @@
-r"""Densities in the plane whose every value is known: a model of one can be drawn beside the truth.
+r"""Densities in the plane, known exactly: what a model learns can be drawn beside the truth.
 
 Each has exact samples and an exact normalised log density, x = (x_1, x_2), r = |x|:
 

@@ -59,6 +59,7 @@ class SelfNoise:
         cap: Its cap.
         fresh: Probability that a chain starts again from the reference at a refresh.
         chunk: Chains of a chunk; `chunk_size` of the device when None.
+        adjusted: Accept or reject each step (Metropolis).
         generator: Of the chains' starts: exact samples of the reference.
         gather: Joins a tensor of each process along the first dimension, given this process's;
             called by all of them at once. Left out, there is one process.
@@ -77,6 +78,7 @@ class SelfNoise:
         cap: float = 1.0,
         fresh: float = 0.0,
         chunk: int | None = None,
+        adjusted: bool = False,
         generator: torch.Generator,
         gather: Callable[[Tensor], Tensor] | None = None,
     ):
@@ -89,6 +91,7 @@ class SelfNoise:
         self.frozen.network.requires_grad_(False).eval()
         self.steps, self.step_size, self.cap, self.fresh = steps, step_size, cap, fresh
         self.shape, self.gather, self.chunk = (1, *shape), gather, chunk
+        self.adjusted = adjusted
         device = self.reference.mean.device
         self.c = torch.arange(self.reference.n_components, device=device).repeat(per_component)
         self.chains = torch.stack([self._start(generator) for _ in range(groups)])
@@ -119,7 +122,9 @@ class SelfNoise:
             before = torch.where(again[..., None, None, None], new, before)
         c = self.c.repeat(self.n_pool)
         energy = GivenEnergy(self.frozen, c)
-        sampler = ReferenceLangevin(self.reference.given(c), self.step_size, self.cap)
+        sampler = ReferenceLangevin(
+            self.reference.given(c), self.step_size, self.cap, adjusted=self.adjusted
+        )
         count = -(-len(c) // (3 * (self.chunk or chunk_size(c.device)) // 2))
         after = sample(
             energy,

@@ -229,6 +229,7 @@ def _self_noise(
         cap=config.cap,
         fresh=config.fresh,
         chunk=model.chunk,
+        adjusted=config.weighted,
         generator=generator,
         gather=gather,
     )

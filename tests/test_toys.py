@@ -102,3 +102,27 @@ def test_smoke(tmp_path, capsys):
         recipe.main(replace(options, seed=1))
     command_line(["train", "--help"])
     assert "toy2d" in capsys.readouterr().out
+
+
+def test_a_short_run_learns_more_than_the_reference_knows(tmp_path):
+    recipe = load_recipe("toy2d")
+    short = replace(
+        recipe.PRESETS["cpu"].train, steps=300, per_component=256, langevin_steps=20, rate=1e-3
+    )
+    options = replace(recipe.PRESETS["cpu"], run=tmp_path / "run", density="banana", train=short)
+    recipe.main(options)
+    found = json.loads((options.run / "results.json").read_text())["densities"]["banana"]
+    assert found["total_variation"] < 0.4 * found["reference_total_variation"]
+
+
+@pytest.mark.slow
+def test_total_variation_to_the_truth(tmp_path):
+    recipe = load_recipe("toy2d")
+    options = replace(recipe.PRESETS["cpu"], run=tmp_path / "run")
+    assert options.train.interval == 10
+    assert options.train.loss == "logistic"
+    assert options.train.noise == "self"
+    recipe.main(options)
+    found = json.loads((options.run / "results.json").read_text())["densities"]
+    assert {name for name in DENSITIES if found[name]["total_variation"] >= 0.08} == set()
+    assert {name for name in DENSITIES if found[name]["cpu_seconds"] >= 60} == set()

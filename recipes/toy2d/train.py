@@ -8,7 +8,7 @@ samples, a density to a row.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,20 +51,26 @@ TOY: dict[str, Any] = {
     "groups": 2,
     "pool": 2,
     "per_component": 512,
-    "langevin_steps": 20,
-    "step_size": 0.01,
+    "weighted": True,
+    "langevin_steps": 40,
+    "step_size": 0.02,
     "rate": 5e-4,
-    "ema": 0.99,
+    "beta2": 0.999,
+    "ema": 0.995,
     "penalty": 0.0,
     "sample_every": 0,
 }
 """K = 10, logistic loss; noise is refreshed every K steps and no earlier."""
 
+LENGTHEN = {"eight_gaussians": 3.0}
+"""Factor of the sampler's step size: modes far apart, and wide, are travelled between by long
+steps, where sharp edges turn them down."""
+
 PRESETS = {
     "smoke": ToyOptions(
         preset="smoke", train=TrainConfig(**TOY | {"steps": 20, "per_component": 64})
     ),
-    "cpu": ToyOptions(preset="cpu", train=TrainConfig(**TOY, steps=1500)),
+    "cpu": ToyOptions(preset="cpu", train=TrainConfig(**TOY, steps=3200)),
     "gpu": ToyOptions(
         preset="gpu", train=TrainConfig(**TOY | {"steps": 4000, "per_component": 2048})
     ),
@@ -99,10 +105,16 @@ def learn(
     x = density.sample(POINTS, generator).view(-1, 1, 1, 2)
     reference, components = GaussianReference.fit(x, rank=1, sigma=0.0, floor=1e-6)
     torch.manual_seed(options.seed)
-    model = PointModel(ReferencedEnergy(reference, DenseEnergy())).to(device)
+    model = PointModel(ReferencedEnergy(reference, DenseEnergy(width=64, frequencies=32))).to(
+        device
+    )
+
+    config = replace(
+        options.train, step_size=LENGTHEN.get(name, 1.0) * options.train.step_size
+    )
 
     began = time.monotonic(), time.process_time()
-    rows = train(model, x, components, options.train, options.run / name, seed=options.seed)
+    rows = train(model, x, components, config, options.run / name, seed=options.seed)
     cost = time.monotonic() - began[0], time.process_time() - began[1]
 
     extent = density.extent

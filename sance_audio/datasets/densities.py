@@ -120,11 +120,11 @@ class Banana:
 
     length: float = 1.0
     """a, the deviation of x_1."""
-    bend: float = 0.5
+    bend: float = 0.3
     """b."""
-    deviation: float = 0.3
+    deviation: float = 0.4
     """s, of x_2 about the parabola."""
-    extent: float = 8.0
+    extent: float = 6.0
 
     def _spine(self, x1: Tensor) -> Tensor:
         return self.bend * (x1.square() - self.length**2)

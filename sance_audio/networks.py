@@ -10,9 +10,10 @@ at zero, so that `F = 0` at first and the model is its reference.
 
 from __future__ import annotations
 
-__all__ = ["ResidualEnergy", "SIZES", "spread"]
+__all__ = ["ResidualEnergy", "DenseEnergy", "SIZES", "spread"]
 
 import math
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -114,6 +115,72 @@ class ResidualEnergy(nn.Module):
         return self.map(x, c).sum((1, 2))
 
 
+class DenseEnergy(nn.Module):
+    r"""A fully connected network of all cells at once: `F(x | c) = w . silu(h(x | c))`.
+
+        h = W_1 [x, sqrt 2 sin(B x), sqrt 2 cos(B x)] + e_c,  then  h = W_k silu(h)  for k = 2 ...
+
+    The rows of B, frequencies drawn from N(0, bandwidth^2 I) once and for all, let it follow edges
+    that are sharp against the spread of x.
+
+    Arguments:
+        n_components: Components that the energy is conditioned on.
+        dimensions: D, cells of x.
+        width: Hidden units of a layer.
+        depth: Hidden layers.
+        frequencies: Rows of B; 0 for none.
+        bandwidth: Deviation of their entries, in radians per unit of x.
+
+    References:
+        Fourier features let networks learn high frequency functions in low dimensional domains
+            (Tancik et al., 2020)
+    """
+
+    fourier: Tensor
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        dimensions: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        frequencies: int = 64,
+        bandwidth: float = 1.0,
+    ):
+        super().__init__()
+        self.settings = {
+            "n_components": n_components,
+            "dimensions": dimensions,
+            "width": width,
+            "depth": depth,
+            "frequencies": frequencies,
+            "bandwidth": bandwidth,
+        }
+        drawn = torch.randn(dimensions, frequencies, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("fourier", bandwidth * drawn, persistent=False)
+        widths = [dimensions + 2 * frequencies, *[width] * depth]
+        self.layers = nn.ModuleList(
+            _linear(a, b, gain=SILU_GAIN if k else 1.0)
+            for k, (a, b) in enumerate(pairwise(widths))
+        )
+        self.condition = nn.Embedding(n_components, width)
+        nn.init.zeros_(self.condition.weight)
+        self.head = nn.Linear(width, 1, bias=False)  # a constant would belong to log Z
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """`(B, ...)` of D cells and components `(B,)`, zeros when None, to energies `(B,)`."""
+        x = x.flatten(1)
+        if self.fourier.shape[1]:
+            phase = x @ self.fourier
+            x = torch.cat([x, math.sqrt(2) * phase.sin(), math.sqrt(2) * phase.cos()], 1)
+        e = self.condition.weight[:1] if c is None else self.condition(c)
+        h = self.layers[0](x) + e
+        for layer in self.layers[1:]:
+            h = layer(F.silu(h))
+        return self.head(F.silu(h)).squeeze(1)
+
+
 def spread(coarse: Tensor, shape: tuple[int, int]) -> Tensor:
     """A map `(B, M', T')` over the cells `(M, T)` that its positions stand for, sums unchanged."""
     rows = torch.arange(shape[0], device=coarse.device) * coarse.shape[1] // shape[0]
@@ -127,4 +194,12 @@ def _conv(width_in: int, width: int, kernel: int, gain: float = 1.0, **kwargs: A
     layer = nn.Conv2d(width_in, width, kernel, **kwargs)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(width_in * kernel**2))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def _linear(width_in: int, width: int, gain: float) -> nn.Linear:
+    """The same for a linear layer."""
+    layer = nn.Linear(width_in, width)
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(width_in))
+    nn.init.zeros_(layer.bias)
     return layer

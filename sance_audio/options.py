@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Options", "Results", "parse", "options_from", "SMOKE", "FREE"]
+__all__ = ["RunOptions", "Options", "Results", "parse", "options_from", "SMOKE", "FREE"]
 
 import sys
 from collections.abc import Sequence
@@ -18,25 +18,35 @@ Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a recipe can be told on the command line."""
+class RunOptions:
+    """What every recipe can be told."""
 
     run: Path = Path("runs/unnamed")
     """Run folder. The same command again resumes."""
-    data: Path | None = None
-    """Folder of the corpus; downloaded where the recipe knows how when left out."""
     preset: Literal["smoke", "cpu", "gpu"] = "cpu"
     """smoke: under a minute, to see that all works. cpu: two cores. gpu: one modern GPU."""
-    cache: Path | None = None
-    """Folder for computed features, which runs may share; `features` in the run folder when left
-    out."""
-    log_with: Literal["none", "tensorboard"] = "none"
-    """A tracker beside metrics.jsonl: scalars, spectrograms and clips, below RUN/tensorboard."""
     device: str = "auto"
     """cpu, cuda, or auto: the preset gpu on a GPU when there is one, everything else on the CPU.
     """
     seed: int = 0
     """Of everything random."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+    named: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Options that the command line named, whatever their values."""
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """What a recipe of a corpus can be told on the command line."""
+
+    data: Path | None = None
+    """Folder of the corpus; downloaded where the recipe knows how when left out."""
+    cache: Path | None = None
+    """Folder for computed features, which runs may share; `features` in the run folder when left
+    out."""
+    log_with: Literal["none", "tensorboard"] = "none"
+    """A tracker beside metrics.jsonl: scalars, spectrograms and clips, below RUN/tensorboard."""
     frames: int = 64
     """Frames in the model's window."""
     components: int = 3
@@ -47,8 +57,6 @@ class Options:
     """Standard deviation of the dequantisation noise."""
     network: Literal["smoke", "cpu", "gpu"] = "cpu"
     """Size of the energy network."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Training."""
     generation_steps: int = 200
     """Langevin steps of a generated clip."""
     annealing: int = 100
@@ -57,8 +65,6 @@ class Options:
     """Passes of the evaluating classifier over the training clips."""
     evaluate: int = 200
     """Generated clips that the table is computed on."""
-    named: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """Options that the command line named, whatever their values."""
     clips: int = 24
     """Generated clips written to clips/."""
 
@@ -86,12 +92,12 @@ SMOKE: dict[str, Any] = {
 }
 """The preset `smoke` of a recipe, for it to take over or to change."""
 
-FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs"}
+FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs", "density"}
 FREE |= {"seeds", "other_seeds", "sets", "points"}
 FREE |= {"generation_steps", "annealing", "evaluate", "clips"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""
 
-O = TypeVar("O", bound=Options)
+O = TypeVar("O", bound=RunOptions)
 
 
 def parse(

@@ -26,12 +26,12 @@ from sance_audio import processes
 from sance_audio.assessment import classify, evaluate
 from sance_audio.files import read_json, write_json
 from sance_audio.model import AudioEBM
-from sance_audio.options import Options, Results, options_from, parse
+from sance_audio.options import Options, Results, RunOptions, options_from, parse
 from sance_audio.preparation import prepare
 from sance_audio.report import write_page
 from sance_audio.verdicts import evaluation_findings, table
 
-O = TypeVar("O", bound=Options)
+O = TypeVar("O", bound=RunOptions)
 BEGAN = time.monotonic()
 
 

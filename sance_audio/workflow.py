@@ -24,7 +24,7 @@ from sance_audio import processes
 from sance_audio.diagnostics import annealed_log_z
 from sance_audio.files import read_json, write_json
 from sance_audio.model import AudioEBM
-from sance_audio.options import FREE, Options, Results
+from sance_audio.options import FREE, Options, Results, RunOptions
 from sance_audio.preparation import Material
 from sance_audio.trackers import Samples, TensorBoard
 from sance_audio.training import Callbacks, train
@@ -33,7 +33,7 @@ JUDGED = 2000
 """Held-out rows that the gain over the reference is taken over, at most."""
 
 
-def connect(options: Options) -> torch.device:
+def connect(options: RunOptions) -> torch.device:
     """The device of a run; several processes, where a launcher started them, are connected on it.
 
     Raises:
@@ -46,7 +46,7 @@ def connect(options: Options) -> torch.device:
     return device
 
 
-def start(options: Options, recipe: str, device: torch.device) -> None:
+def start(options: RunOptions, recipe: str, device: torch.device) -> None:
     """Check the run folder, then record settings and environment in it.
 
     Raises:
@@ -55,12 +55,13 @@ def start(options: Options, recipe: str, device: torch.device) -> None:
     processes.on_main(lambda: _claim(options, recipe, device))
 
 
-def _claim(options: Options, recipe: str, device: torch.device) -> None:
+def _claim(options: RunOptions, recipe: str, device: torch.device) -> None:
     """Make the run folder this run's, or find that it is."""
     run, config = options.run, options.run / "config.json"
     settings = {"recipe": recipe, **json.loads(json.dumps(asdict(options), default=str))}
-    if options.data is not None:  # found again from wherever `evaluate` is called
-        settings["data"] = str(options.data.resolve())
+    data = getattr(options, "data", None)
+    if data is not None:  # found again from wherever `evaluate` is called
+        settings["data"] = str(data.resolve())
     if run.exists() and not run.is_dir():
         raise ValueError(f"--run {run}: a file stands there; name a folder")
     if not config.exists() and run.is_dir() and any(run.iterdir()):
@@ -93,7 +94,7 @@ def _claim(options: Options, recipe: str, device: torch.device) -> None:
     write_json(run / "environment.json", environment)
 
 
-def _device(options: Options) -> torch.device:
+def _device(options: RunOptions) -> torch.device:
     wanted = options.device
     if wanted == "auto":
         large = options.preset in ("gpu", "auto")

@@ -14,7 +14,7 @@ LAYERS = {
     "verdicts weights",
     1: "streams features reference networks samplers config ledger",
     2: "options inversion pictures noise health diagnostics datasets",
-    3: "model",
+    3: "model toys",
     4: "state evaluation trackers",
     5: "checkpoint detection report",
     6: "training preparation scoring",

@@ -3,10 +3,11 @@ import torch
 from conftest import random_reference
 
 from sance_audio.energy import ReferencedEnergy, value_and_grad
-from sance_audio.networks import SIZES, ResidualEnergy
+from sance_audio.networks import SIZES, DenseEnergy, ResidualEnergy
 
 NETWORKS = {
     **{name: lambda size=size: ResidualEnergy(3, **size) for name, size in SIZES.items()},
+    "dense": lambda: DenseEnergy(3, dimensions=64 * 64),
 }
 
 
@@ -18,10 +19,14 @@ def test_contract(name, generator):
     x, c = torch.randn(3, 1, 64, 64, generator=generator), torch.tensor([0, 1, 2])
     assert network(x, c).tolist() == [0, 0, 0], "F = 0 at first"
     torch.nn.init.normal_(network.head.weight)
-    torch.nn.init.normal_(network.stages[0][0].condition.weight)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight)
     energy = network(x, c)
     assert energy.shape == (3,)
-    torch.testing.assert_close(network.map(x, c).sum((1, 2)), energy)
+    if hasattr(network, "map"):
+        torch.testing.assert_close(network.map(x, c).sum((1, 2)), energy)
+    torch.testing.assert_close(type(network)(**network.settings)(x, c), torch.zeros(3))
     torch.testing.assert_close(network(x[1:2], c[1:2]), energy[1:2], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(network(x, c.flip(0))[0], energy[0]), "it ignores its condition"
     energy.sum().backward()
@@ -39,6 +44,17 @@ def last_variance(network: ResidualEnergy) -> float:
             h = block(h / 2**0.5 if k else h, c)
         h = torch.nn.functional.avg_pool2d(h, 2)
     return float(h.detach().var())
+
+
+@pytest.mark.parametrize("frequencies", [0, 64])
+def test_a_dense_layer_keeps_the_variance_of_its_input(frequencies, generator):
+    torch.manual_seed(0)
+    network = DenseEnergy(dimensions=2, width=256, depth=4, frequencies=frequencies)
+    variances = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda _m, _x, y: variances.append(float(y.detach().var())))
+    network(torch.randn(4096, 2, generator=generator))
+    assert all(1 / 3 < variance < 3 for variance in variances), variances
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

@@ -93,10 +93,10 @@ def train(
     generator = torch.Generator(device).manual_seed(processes.own_seed(seed))
     energy = ReferencedEnergy(model.reference, raw, config.temperature)
     noise = make(config, energy, model.shape, generator, accelerator.gather)
-    members = _members(components.to(device), model.reference.n_components)
+    members = _Members(components.to(device), model.reference.n_components)
     clips = x.to(device) if isinstance(x, Tensor) else x
     loss_of = objective(config.loss, config.nu, config.alpha)
-    first = torch.stack([m[0] for m in members]).cpu()
+    first = members.clips[members.first].cpu()
     noise.check(x[first].to(device), torch.arange(len(first), device=device))
 
     # Resume
@@ -117,7 +117,7 @@ def train(
 
         # Loss: one forward on data and noise together
         drawn = noise.draw(config.nu, generator)
-        clean = _rows(clips, _choose(members, noise.c, generator), device)
+        clean = _rows(clips, members.choose(noise.c, generator), device)
         data = clean + model.sigma * torch.randn(clean.shape, generator=generator, device=device)
         h, value = noise.log_ratio(
             network, data, drawn, frozen_is_network=p.since == 0, measured=True
@@ -253,26 +253,23 @@ def _start_together(model: EnergyModel, components: Tensor) -> Tensor:
     return shared[1]
 
 
-def _members(components: Tensor, count: int) -> list[Tensor]:
+class _Members:
     """Indices of the clips of each component."""
-    members = [(components == c).nonzero().flatten() for c in range(count)]
-    empty = [c for c, m in enumerate(members) if len(m) == 0]
-    if empty:
-        raise ValueError(
-            f"no training clips for components {empty}; fit the reference on clips like these"
-        )
-    return members
 
+    def __init__(self, components: Tensor, count: int):
+        self.clips = components.argsort(stable=True)
+        self.number = components.bincount(minlength=count)
+        self.first = self.number.cumsum(0) - self.number
+        empty = (self.number == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"no training clips for components {empty}; fit the reference on clips like these"
+            )
 
-def _choose(members: list[Tensor], c: Tensor, generator: torch.Generator) -> Tensor:
-    """One random clip of each component in c `(B,)`."""
-    draws = torch.rand(len(c), generator=generator, device=c.device)
-    return torch.stack(
-        [
-            members[k][int(u * len(members[k]))]
-            for k, u in zip(c.tolist(), draws.tolist(), strict=True)
-        ]
-    )
+    def choose(self, c: Tensor, generator: torch.Generator) -> Tensor:
+        """One random clip of each component in c `(B,)`."""
+        u = torch.rand(len(c), generator=generator, device=c.device).double()
+        return self.clips[self.first[c] + (u * self.number[c]).long()]
 
 
 def _rows(clips: Clips, index: Tensor, device: torch.device) -> Tensor:

@@ -46,8 +46,6 @@ class ToyOptions(RunOptions):
 TOY: dict[str, Any] = {
     "interval": 10,
     "adaptive": False,
-    "min_ess": 0.0,
-    "max_accuracy": 1.0,
     "groups": 2,
     "pool": 2,
     "per_component": 512,

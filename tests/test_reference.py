@@ -92,3 +92,28 @@ def test_components_within_classes(generator):
 def test_a_class_with_too_few_clips():
     with pytest.raises(ValueError, match="class 1 has 2 clips"):
         GaussianReference.fit(torch.randn(10, 8), torch.tensor([0] * 8 + [1] * 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.nan, "class 1: 1 of 10 clips have NaN or infinite features: leave them out"),
+        (torch.inf, "class 1: 1 of 10 clips have NaN or infinite features"),
+        (None, r"class 1: its 10 clips are all the same \(variance 0\).* singular"),
+    ],
+)
+def test_data_that_has_no_gaussian(value, message):
+    x = torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(20) // 10
+    if value is None:
+        x[10:] = x[10]
+    else:
+        x[12, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=message):
+        GaussianReference.fit(x, classes)
+
+
+def test_a_class_of_one_clip():
+    x = torch.randn(11, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="class 1 has 1 clips; a Gaussian needs at least 3: add"):
+        GaussianReference.fit(x, torch.tensor([0] * 10 + [1]))

@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from sance_audio import TrainConfig, train, training
 from sance_audio.divergences import PAIRS, RANKED
 from sance_audio.files import read_jsonl
 from sance_audio.health import refresh_cause
+from sance_audio.noise import GaussianNoise
 from sance_audio.recipe import load_recipe
 from sance_audio.state import fingerprint
 
@@ -191,17 +192,126 @@ def test_a_long_interval_is_cut_short_when_the_model_runs_ahead(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, r"train\.steps"),
-        ({"rate": -1.0}, r"train\.rate"),
+        ({"steps": 0}, r"train\.steps must be at least 1, found 0; give 1 or more"),
+        ({"interval": 0}, r"train\.interval must be at least 1, found 0; give 1 or more"),
+        ({"nu": 0}, r"train\.nu must be at least 1, found 0"),
+        ({"rate": -1.0}, r"train\.rate must be positive, found -1\.0; the default is 0\.0003"),
+        ({"temperature": 0.0}, r"train\.temperature must be positive, found 0\.0"),
+        ({"temperature": math.inf}, r"train\.temperature must be positive, found inf"),
         ({"loss": "hinge"}, "no loss named 'hinge'"),
         ({"loss": "alpha", "alpha": 0.0}, "alpha must be a positive number"),
-        ({"ema": 1.0}, r"train\.ema"),
-        ({"interval": 4, "pool": 1}, "dlogZ"),
+        ({"ema": 1.0}, r"train\.ema must be at least 0 and less than 1, found 1\.0"),
+        ({"fresh": 1.5}, r"train\.fresh must be at least 0"),
+        ({"interval": 4, "pool": 1}, "dlogZ.* needs at least 4 samples of each: raise"),
+        ({"pool": 0}, r"train\.pool must be at least 1, found 0"),
+        ({"pool": 9}, r"train\.pool=9 must lie between 1 and train\.groups=2: lower the one"),
+        ({"nu": 2, "pool": 1}, r"train\.pool=1 groups are smaller than a batch of noise"),
+        ({"noise": "gaussian", "interval": 4}, r"train\.noise=gaussian is new at every step"),
+        ({"noise": "pcd", "interval": 4}, r"train\.noise=pcd is new at every step"),
+        ({"dlogz": "cancelled"}, r"does not cancel in train\.loss=logistic; take train\.dlogz"),
+        ({"weighted": True, "pool": 1}, r"train\.weighted needs chains that are all advanced"),
+        ({"weighted": True, "fresh": 0.1, "per_component": 2}, r"give train\.pool=2 and"),
+        ({"weighted": True}, r"train\.weighted needs at least 4 chains of each"),
+        ({"min_ess": 1.5}, r"train\.min_ess and train\.max_accuracy are shares"),
     ],
 )
 def test_impossible_settings(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("noise", ["self", "pcd", "gaussian", "flow"])
+@pytest.mark.parametrize("dlogz", ["pool", "learned"])
+def test_every_noise_trains_and_resumes_to_the_bit(tmp_path, noise, dlogz):
+    config = replace(CONFIG, noise=noise, dlogz=dlogz, pool=2, per_component=2, flow_transforms=2)
+    whole, rows = run(tmp_path, config, "whole")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert {"gap", "accuracy", "pool_ess", "log_z", "log_z_error", "refresh"} <= rows[-1].keys()
+    assert ("displacement" in rows[0]) == (noise in ("self", "pcd"))
+
+    def kill(step, row, model):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, "broken", callbacks=(kill,))
+    resumed, again = run(tmp_path, config, "broken")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(resumed.density.log_z, whole.density.log_z)
+    assert again == rows
+
+
+def test_persistent_contrastive_divergence_is_self_noise_at_every_step(tmp_path):
+    a, _ = run(tmp_path, CONFIG, "self")
+    settings = {**asdict(CONFIG), "noise": "pcd"}
+    b, _ = run(tmp_path, TrainConfig.persistent_contrastive_divergence(**settings), "pcd")
+    assert torch.equal(weights(a), weights(b))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_ledger_goes_on_after_a_resume_and_is_exported(tmp_path, weighted):
+    config = replace(CONFIG, weighted=weighted, pool=2, per_component=8, rate=3e-3, interval=2)
+
+    def kill(step, row, model):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    whole, rows = run(tmp_path, config, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, "broken", callbacks=(kill,))
+    resumed, again = run(tmp_path, config, "broken")
+    assert again == rows
+    assert [row["log_z"] for row in rows] != [0.0] * 12
+    for model in (whole, resumed):
+        assert model.density.log_z.abs().min() > 0
+        assert (model.density.log_z_error > 0).all()
+    assert torch.equal(whole.density.log_z, resumed.density.log_z)
+    found = whole.log_prob(torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)), 4000)
+    assert (found.standard_error > 0).all()
+    bits = -found.nats / (256 * math.log(2))
+    torch.testing.assert_close(found.bits_per_dimension, bits)
+    resumed.save_pretrained(tmp_path)
+    loaded = type(whole).from_pretrained(tmp_path)
+    assert torch.equal(loaded.density.log_z_error, whole.density.log_z_error)
+
+
+def test_an_alarm_is_raised_once_when_a_figure_leaves_its_range(tmp_path, capsys):
+    model = small_model(trained=False)
+    x, components = data()
+    config = replace(CONFIG, steps=60, rate=1e-2, langevin_steps=1, gap_limit=1e6)
+    rows = train(model, x + 2, components, config, tmp_path / "run", progress=False)
+    told = [row["step"] for row in rows if "gap" in row.get("alarm", "")]
+    assert len(told) == 1
+    assert "gap" in capsys.readouterr().out
+
+
+def test_fewer_clips_than_a_batch(tmp_path):
+    x, components = data()
+    config = replace(CONFIG, per_component=11)
+    with pytest.raises(ValueError, match=r"30 training clips are fewer than a batch of 33 \("):
+        train(small_model(), x, components, config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists(), "before any work starts"
+
+
+def test_features_that_are_not_finite(tmp_path):
+    x, components = data()
+    x[7, 0, 3, 3] = torch.inf
+    with pytest.raises(ValueError, match="training clip 7 holds NaN or infinite features"):
+        train(small_model(), x, components, CONFIG, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_outside_the_support_of_the_noise(tmp_path, monkeypatch):
+    """Noise on a ball: what lies beyond has no density."""
+
+    def bounded(self, x, c):
+        return torch.where(x.flatten(1).norm(dim=1) < 1.0, 0.0, torch.inf)
+
+    monkeypatch.setattr(GaussianNoise, "frozen_energy", bounded)
+    config = replace(CONFIG, noise="gaussian", per_component=4)
+    with pytest.raises(ValueError, match="3 of 3 training clips lie outside the support"):
+        train(small_model(), *data(), config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_component_without_clips(tmp_path):

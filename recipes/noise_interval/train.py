@@ -70,7 +70,7 @@ class IntervalOptions(Options):
     """Tried beside the logistic loss, at the best K above 1 and with its rate."""
     noises: tuple[str, ...] = ("gaussian", "flow")
     """Tried beside self noise."""
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
     """Learning rates that each arm chooses from."""
     seeds: int = 3
     """Runs that are reported of each arm of self noise, none with the seed that chose its rate."""

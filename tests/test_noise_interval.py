@@ -23,13 +23,17 @@ from sance_audio.experiments import (
     Job,
     added_by_noise,
     clear,
+    compared,
+    figure,
     interval,
     paired,
     passage,
     peak_mib,
     perform,
+    reaching,
     run_jobs,
     slope,
+    tables,
 )
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options
@@ -224,47 +228,199 @@ def test_arms_are_equal_in_what_they_are_compared_at():
     assert len(same) == 1
 
 
+def test_other_noise_learns_its_log_z_on_noise_of_the_first_arm_s_size():
+    found = recipe.arms(CPU)
+    for noise in CPU.noises:
+        assert (found[noise].noise, found[noise].dlogz) == (noise, "learned")
+        assert found[noise].pool_groups == found["K1"].pool_groups == 1
+    assert {c.dlogz for name, c in found.items() if name not in CPU.noises} == {"pool"}
+
+
+def test_work_is_equal_to_the_first_arm_s_whatever_its_interval():
+    found = recipe.arms(replace(CPU, intervals=(4, 16)))
+    assert work(found["K16-long"]) == work(found["K4"])
+    for wrong in ((4,), (4, 1), (0, 4), (4, 4)):
+        with pytest.raises(ValueError, match="--intervals"):
+            replace(CPU, intervals=wrong)
+    with pytest.raises(ValueError, match="--points must be at least 1"):
+        replace(CPU, points=0)
+
+
 def test_a_rate_is_chosen_by_validation_and_never_a_diverged_one():
-    kids = {1e-4: 3.0, 2.5e-4: 2.0, 6e-4: None}
+    """And each arm is tried once at each rate, but for those that only train for longer."""
+    kids, asked = {3e-4: 3.0, 1e-3: 2.0, 3e-3: None}, []
 
     def run(jobs):
         assert {job.settings["split"] for job in jobs} == {"valid"}
         assert {job.settings["seed"] for job in jobs} == {CPU.seed}
+        assert {job.settings["points"] for job in jobs} == {0}
+        asked.append([job.name for job in jobs])
         return {job.name: {"kid": kids[job.settings["train"]["rate"]]} for job in jobs}
 
-    found = recipe.chosen(CPU, recipe.arms(CPU), run)
-    assert {choice["rate"] for choice in found.values()} == {2.5e-4}
+    arms = recipe.arms(CPU)
+    found = recipe.chosen(CPU, arms, run)
+    assert len(set(asked[0])) == len(asked[0]) == 8 * len(CPU.rates) == 24
+    assert not any("-long" in name for name in asked[0])
+    assert found.keys() == arms.keys()
+    assert {choice["rate"] for choice in found.values()} == {1e-3}
+    assert not recipe.rates_at_an_end(CPU, found)
     kids.update(dict.fromkeys(kids))
+    found = recipe.chosen(CPU, arms, run)
+    assert {choice["rate"] for choice in found.values()} == {3e-4}, "all diverged: the least"
+
+
+def test_a_longer_run_has_the_rate_of_its_k_and_losses_that_of_the_best_k_above_1():
+    best = {"K1": (3e-4, 0.1), "K4": (1e-3, 0.3), "K16": (3e-3, 0.2), "K64": (3e-4, None)}
+
+    def run(jobs):
+        def kid(job):
+            rate, least = best.get(job.settings["arm"], (1e-3, 0.5))
+            own = job.settings["train"]["rate"] == rate
+            return least if least is None or own else least + 1
+
+        return {job.name: {"kid": kid(job)} for job in jobs}
+
     found = recipe.chosen(CPU, recipe.arms(CPU), run)
-    assert {choice["rate"] for choice in found.values()} == {1e-4}, "all diverged: the least"
+    for k in CPU.intervals[1:]:
+        assert found[f"K{k}-long"] == found[f"K{k}"]
+    assert found["K16"]["rate"] == 3e-3
+    assert recipe.rates_at_an_end(CPU, found) == [
+        "The least rate tried, 0.0003, was best for K1, K64.",
+        "The largest rate tried, 0.003, was best for K16.",
+    ]
+    assert recipe.best_of(CPU, found) == "K16", "K1 is better, and no place to compare losses"
+    every = recipe.with_losses(CPU, recipe.arms(CPU), "K16")
+    for loss in CPU.losses:
+        assert every[loss] == replace(every["K16"], loss=loss)
 
 
-def made_up(options, better: float):
-    """Runs whose KID changes by `better` for each factor of 4 in K, and a little by seed."""
+def test_runs_that_are_reported_have_other_seeds_than_those_that_chose():
+    every = recipe.with_losses(CPU, recipe.arms(CPU), "K4")
+
+    def seeds(options, arm):
+        jobs = recipe.reported(options, every)
+        return [job.settings["seed"] for job in jobs if job.settings["arm"] == arm]
+
+    assert (CPU.seeds, CPU.other_seeds, CPU.points) == (3, 3, 5)
+    assert {tuple(seeds(CPU, arm)) for arm in every} == {(1, 2, 3)}
+    more = replace(CPU, seeds=5)
+    assert seeds(more, "never") == [1, 2, 3, 4, 5], "self noise"
+    assert seeds(more, "flow") == seeds(more, "kl") == [1, 2, 3]
+    assert seeds(replace(CPU, seeds=2), "flow") == [1, 2], "pairs with the first arm's"
+    before = {job.name: job for job in recipe.reported(CPU, every)}
+    after = {job.name: job for job in recipe.reported(more, every)}
+    assert before.items() <= after.items(), "raising --seeds runs none again"
+
+
+# What the figures say
+
+
+def made_up(options, better: float, gain: float = 0.0, seeds=(1, 2, 3)):
+    """Runs whose KID and FID change by `better` for each factor of 4 in K, the gain by `gain`, and
+    all a little by seed.
+    """
     by_arm = {}
-    for arm, config in recipe.arms(options).items():
-        runs = []
-        for seed in (1, 2, 3):
-            end = 1.0 + better * math.log(config.interval, 4) + 0.01 * seed * (-1) ** seed
-            points = [{"step": 10, "evaluations": 20 // config.interval, "kid": end}]
-            runs.append({"seed": seed, "kid": end, "reference_along": 9.0, "points": points})
+    for arm, config in recipe.with_losses(options, recipe.arms(options), "K4").items():
+        runs, k = [], math.log(config.interval, 4)
+        for seed in seeds:
+            noise = 0.01 * np.random.default_rng([seed, len(arm)]).normal()
+            kid = 1.0 + better * k + noise
+            run = {"arm": arm, "seed": seed, "kid": kid, "fid": 10 * kid, "accuracy": 0.9}
+            run["gain"] = {"mean": 5.0 + gain * k + noise, "standard_error": 0.1}
+            run["reference"] = {"kid": 9.0, "fid": 90.0, "accuracy": 0.5}
+            run["points"] = [{"step": 10, "evaluations": 20 // config.interval + 1, "kid": kid}]
+            run |= {"reference_along": 9.0, "diverged": None, "rate": 1e-3, "causes": {}}
+            run |= dict.fromkeys(("steps", "evaluations", "refreshes", "rollbacks"), 1)
+            run |= {"seconds": 1.0, "peak_mib": 1.0, "network_parameters": 1000}
+            run |= {"extra_bytes": 2**20, "parameters": 1000}
+            if config.noise == "flow":
+                run |= {"extra_bytes": 3 * 2**20, "parameters": 3500}
+            runs.append(run)
         by_arm[arm] = runs
     return by_arm
 
 
+def said_of(by_arm):
+    return compared(by_arm, CPU.intervals, recipe.LONG, "K4", CPU.losses)
+
+
 @pytest.mark.parametrize(
-    ("better", "word"), [(0.5, "is reproduced"), (-0.5, "REVERSED"), (0.0, "not decided")]
+    ("better", "word"), [(0.5, "reproduced"), (-0.2, "REVERSED"), (0.0, "not decided")]
 )
 def test_the_verdict_says_what_the_figures_say(better, word):
-    by_arm = made_up(CPU, better)
-    trends = {"equal steps": recipe.trend(CPU, by_arm, "")}
-    reach = {arm: recipe.reaching(by_arm[arm], by_arm["K1"]) for arm in ("K4", "K16")}
-    lines = recipe.verdict("K1", trends, reach, {})
-    assert word in lines[0]
+    said = said_of(made_up(CPU, better, gain=-10 * better))
+    lines = said["verdict"]
+    for line, (at, name) in zip(
+        lines,
+        [
+            (at, name)
+            for at in ("equal steps", "equal sampler evaluations")
+            for name in ("KID x1000", "FID", "gain, nats")
+        ],
+        strict=False,
+    ):
+        assert line.startswith(f"At {at},"), line
+        assert f"by {name}: {word}" in line, line
     if better > 0:
-        assert "K4 never came to the KID of K1 in 3 of 3 seeds" in lines[1]
-    else:
-        assert "times its sampler gradient evaluations" in lines[1]
+        assert "K4 never came to the KID of K1 in 3 of 3 seeds: no ratio." in lines
+        assert any(line.endswith("than K1, KID WORSE, FID WORSE, gain WORSE.") for line in lines)
+    if better < 0:
+        assert any("K4 came to the KID of K1 with 0." in line for line in lines)
+    assert lines[-1].startswith("What noise adds: K1 1.00 MiB and 0 trained parameters, K4 1.00")
+    assert "flow 3.00 MiB and 2,500 trained parameters, beside the network's 1,000" in lines[-1]
+    assert said["arms"]["K4"]["less_first"]["fid"]["mean"] == pytest.approx(10 * better, abs=0.3)
+    assert "less_best" in said["arms"]["kl"]
+    assert said["trends"]["equal steps"]["fid"]["mean"] == pytest.approx(10 * better, abs=0.1)
+
+
+def test_a_higher_gain_is_better_and_a_higher_kid_worse():
+    said = said_of(made_up(CPU, 0.5, gain=5.0))
+    found = {line.split("by ")[1].split(":")[0]: line for line in said["verdict"][:3]}
+    assert "reproduced" in found["KID x1000"]
+    assert "REVERSED" in found["gain, nats"]
+
+
+def test_ratios_are_over_the_seeds_that_have_a_goal():
+    """Three seeds: one whose first arm diverged, one where it did no better than the reference."""
+    by_arm = made_up(CPU, -0.2)
+    ours, first = by_arm["K4"], by_arm["K1"]
+    full = reaching(ours, first)
+    assert (full["seeds"], full["reached"]) == (3, 3)
+    assert full["steps"]["low"] < full["steps"]["mean"] < 1
+    assert full["evaluations"]["mean"] < full["steps"]["mean"], "fewer gradients"
+    first[0] |= {"kid": None, "points": []}
+    first[1] |= {"reference_along": 0.5}
+    found = reaching(ours, first)
+    assert (found["seeds"], found["reached"], found["steps"]["low"]) == (1, 1, None)
+    ours[2]["points"][0]["kid"] = 5.0
+    found = reaching(ours, first)
+    assert (found["seeds"], found["reached"], found["steps"]["mean"]) == (1, 0, None)
+
+
+def test_runs_that_diverged_take_part_in_no_mean_and_are_counted():
+    by_arm = made_up(CPU, 0.5)
+    lost = dict.fromkeys(("kid", "fid", "accuracy", "gain", "seconds")) | {"diverged": "so it did"}
+    by_arm["K16"][0] |= lost | {"points": []}
+    for run in by_arm["ranking"]:
+        run |= lost | {"points": []}
+    said = said_of(by_arm)
+    slopes = said["trends"]["equal steps"]["kid"]
+    assert (slopes["n"], slopes["without"]) == (3, ["K16"])
+    assert slopes["mean"] == pytest.approx(0.5, abs=0.02), "of the other three"
+    assert (slopes["pairs"], slopes["shorter"]) == (18, 17), "K64 is better than none"
+    assert said["trends"]["equal steps, K up to 16"]["kid"]["pairs"] == 9
+    assert "without K16, of which runs diverged" in said["verdict"][0]
+    assert said["trends"]["equal sampler evaluations"]["gain"]["n"] == 3
+    assert any("K16: " in line and "diverged: 1 of 3" in line for line in said["verdict"])
+    floor = {"kid": -0.01, "fid": 0.1}
+    text = tables(said, by_arm, floor)
+    assert "3 of 3" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows if "K16-long" in row} == {8, 6, 5, 10}
+    others = ("never", "adaptive", *CPU.noises)
+    for runs in (by_arm, {arm: runs[:1] for arm, runs in by_arm.items()}):
+        assert figure(runs, CPU.intervals, recipe.LONG, others, floor).startswith(b"\x89PNG")
+    json.dumps(said, allow_nan=False)
 
 
 def test_the_smoke_preset_from_end_to_end(tmp_path, capsys):

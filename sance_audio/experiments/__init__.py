@@ -14,19 +14,35 @@ from sance_audio.experiments.comparison import (
     passage,
     shown,
     slope,
+)
+from sance_audio.experiments.costs import Watch, added_by_noise, peak_mib
+from sance_audio.experiments.figure import figure
+from sance_audio.experiments.jobs import Job, finish, read_job, run_jobs
+from sance_audio.experiments.plan import Diary
+from sance_audio.experiments.runs import ALONG, distances, perform, real_clips
+from sance_audio.experiments.tables import (
+    MEASURES,
+    Measure,
+    differences,
     summarised,
     tables,
     write_csv,
 )
-from sance_audio.experiments.costs import Watch, added_by_noise, peak_mib
-from sance_audio.experiments.jobs import Job, finish, read_job, run_jobs
-from sance_audio.experiments.runs import ALONG, distances, perform
+from sance_audio.experiments.verdict import (
+    compared,
+    curve,
+    reaching,
+    trend,
+    trends,
+    verdict,
+)
 
 __all__ = [
     "Job",
     "run_jobs",
     "read_job",
     "finish",
+    "Diary",
     "Watch",
     "added_by_noise",
     "peak_mib",
@@ -38,10 +54,21 @@ __all__ = [
     "slope",
     "passage",
     "markdown",
+    "Measure",
+    "MEASURES",
+    "differences",
     "summarised",
     "tables",
     "write_csv",
+    "trend",
+    "trends",
+    "reaching",
+    "curve",
+    "verdict",
+    "compared",
+    "figure",
     "perform",
     "ALONG",
     "distances",
+    "real_clips",
 ]

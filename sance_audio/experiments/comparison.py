@@ -17,19 +17,13 @@ __all__ = [
     "slope",
     "passage",
     "markdown",
-    "summarised",
-    "write_csv",
-    "tables",
 ]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from sance_audio.rows import Rows
 
 Results = dict[str, Any]
 Interval = dict[str, Any]
@@ -125,84 +119,3 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     titles = list(rows[0])
     lines = [titles, ["---"] * len(titles), *([str(row[t]) for t in titles] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-# Arms: the runs of one setting, over seeds
-
-
-def _kid(run: Results) -> float | None:
-    return run["kid"]
-
-
-def summarised(runs: list[Results], first: list[Results]) -> Results:
-    """An arm's figures over its seeds; differences are paired by seed."""
-    alone = [run["reference"] | {"seed": run["seed"]} for run in runs]
-    gains = [run["gain"] and run["gain"]["mean"] for run in runs]
-    plain = ["kid", "fid", "accuracy", "steps", "evaluations", "refreshes", "rollbacks"]
-    plain += ["seconds", "peak_mib"]
-    return {
-        **{name: interval([run[name] for run in runs]) for name in plain},
-        "gain": interval(gains),
-        "kid_less_first": paired(runs, first, _kid),
-        "kid_less_reference": paired(runs, alone, _kid),
-        "extra_bytes": runs[0]["extra_bytes"],
-        "parameters": runs[0]["parameters"],
-        "rate": runs[0]["rate"],
-        "runs": len(runs),
-        "diverged": sum(run["diverged"] is not None for run in runs),
-    }
-
-
-COLUMNS: tuple[str, ...] = ("arm", "seed", "split", "rate", "kid", "fid", "accuracy", "gain")
-COLUMNS += ("gain_error", "kid_reference", "fid_reference", "steps", "evaluations", "refreshes")
-COLUMNS += ("causes", "rollbacks", "diverged", "seconds", "peak_mib", "extra_bytes")
-COLUMNS += ("parameters",)
-
-
-def write_csv(path: Path, results: list[Results]) -> None:
-    with Rows(path, COLUMNS) as rows:
-        for r in results:
-            gain = r["gain"] or {"mean": None, "standard_error": None}
-            own = {"gain": gain["mean"], "gain_error": gain["standard_error"]}
-            own |= {f"{k}_reference": r["reference"][k] for k in ("kid", "fid")}
-            own["causes"] = " ".join(f"{k}:{n}" for k, n in r["causes"].items())
-            rows.append([{k: v for k, v in (r | own).items() if k in COLUMNS}])
-
-
-def tables(summary: Results, first: Sequence[Results], floor: Results) -> str:
-    """Quality, then cost, in Markdown."""
-    names = ("kid", "fid", "accuracy")
-    alone = {k: interval([run["reference"][k] for run in first]) for k in names}
-
-    def quality(name: str, found: Results) -> Results:
-        nothing = interval([])
-        return {
-            "arm": name,
-            "rate": f"{found['rate']:g}" if "rate" in found else "-",
-            "KID x1000": shown(found["kid"], 1000),
-            "less the first": shown(found.get("kid_less_first", nothing), 1000, sign=True),
-            "less reference": shown(found.get("kid_less_reference", nothing), 1000, sign=True),
-            "FID": shown(found["fid"], digits=2),
-            "accuracy": shown(found.get("accuracy", nothing), digits=3),
-            "gain, nats": shown(found.get("gain", nothing), sign=True),
-            "diverged": f"{found['diverged']} of {found['runs']}" if "runs" in found else "-",
-        }
-
-    ends = {k: interval([floor[k]]) for k in ("kid", "fid")}
-    rows = [quality("real validation clips", ends), quality("reference only", alone)]
-    rows += [quality(arm, found) for arm, found in summary.items()]
-    costs = [
-        {
-            "arm": arm,
-            "steps": f"{found['steps']['mean']:.0f}",
-            "sampler gradients": f"{found['evaluations']['mean']:.0f}",
-            "refreshes": f"{found['refreshes']['mean']:.0f}",
-            "rollbacks": f"{found['rollbacks']['mean']:.1f}",
-            "seconds": shown(found["seconds"], digits=0),
-            "peak MiB": f"{found['peak_mib']['mean']:.0f}",
-            "extra MiB of noise": f"{found['extra_bytes'] / 2**20:.2f}",
-            "trained parameters": found["parameters"],
-        }
-        for arm, found in summary.items()
-    ]
-    return f"{markdown(rows)}\n\n{markdown(costs)}\n"

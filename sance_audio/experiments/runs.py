@@ -6,7 +6,7 @@ inversion adds would be the same for all.
 
 from __future__ import annotations
 
-__all__ = ["perform", "distances"]
+__all__ = ["perform", "distances", "real_clips"]
 
 import math
 from collections.abc import Callable
@@ -130,6 +130,15 @@ def distances(a: Array, b: Array) -> Results:
     """KID and FID of two sets of features `(N, d)`."""
     kid = kernel_distances(a, b, resamples=0)[0]
     return {"kid": float(kid), "fid": frechet_distance(a, b)}
+
+
+def real_clips(judge: Judge, material: Material, options: Options) -> Results:
+    """KID and FID of validation clips against as many test clips: what a perfect model would come
+    to.
+    """
+    n = min(options.evaluate, len(material.y["valid"]), len(material.y["test"]))
+    phi = {s: describe(judge.classifier, material.some(s, n)[0]).phi for s in ("valid", "test")}
+    return {"clips": n} | distances(phi["valid"], phi["test"])
 
 
 def _held_out_gain(model: AudioEBM, material: Material, options: Options) -> Results | None:

@@ -39,7 +39,7 @@ class TrainConfig:
     """Learning rate of a learned dlogZ."""
     weighted: bool = False
     """Carry log weights along the chains, move them by Metropolis steps, resample at ESS / N below
-    a half: an honest log Z, for a forward on all chains at every refresh."""
+    a half; half of the groups are never drawn as noise, and keep an honest ledger of log Z."""
     flow_transforms: int = 6
     """Coupling layers of the flow."""
     flow_width: int = 64
@@ -157,10 +157,12 @@ class TrainConfig:
                 f"train.pool={self.groups} and train.fresh=0 with train.noise=self or pcd, found "
                 f"{pool}, {self.fresh} and {self.noise}"
             )
-        if self.weighted and each < 4:
+        if self.weighted and (self.groups % 2 or each < 8 or pool // 2 < self.nu):
             raise ValueError(
-                f"train.weighted needs at least 4 chains of each component, found {each}: raise "
-                f"train.groups and train.pool, or train.per_component"
+                f"train.weighted halves the chains, one half for noise, one to watch log Z: it "
+                f"needs an even train.groups, 2 train.nu of them at least, and 8 chains of each "
+                f"component; found train.groups={self.groups}, train.nu={self.nu} and {each}: "
+                f"raise train.groups or train.per_component"
             )
         if not (0 <= self.min_ess <= 1 and 0 <= self.max_accuracy <= 1):
             raise ValueError(

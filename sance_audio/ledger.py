@@ -20,7 +20,7 @@ now descend from, each with the share s of its descendants in the weights,
 
 which without resampling is the formula above. When fewer than sqrt(n) founders have descendants
 left, that variance is closed, and every chain founds anew: chains are taken to have forgotten by
-then where they came from.
+then where they came from. All this holds for chains that the network does not learn from.
 
 References:
     Nonequilibrium equality for free energy differences (Jarzynski, 1997)

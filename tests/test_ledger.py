@@ -45,8 +45,8 @@ class Tilt(torch.nn.Module):
 
 
 def moving(n: int, autocorrelation: float, weighted: bool, seed: int = 0) -> tuple[float, Ledger]:
-    """A Gaussian in 20 dimensions that moves by 0.2 at each of 200 refreshes, ahead of its chains:
-    log Z, and the ledger's.
+    """A Gaussian in 20 dimensions that moves by 0.2 at each of 200 refreshes, ahead of its n
+    chains (n witnesses, where they are weighted): log Z, and the ledger's.
     """
     g = torch.Generator().manual_seed(seed)
     one = torch.ones(1, 1)
@@ -56,7 +56,8 @@ def moving(n: int, autocorrelation: float, weighted: bool, seed: int = 0) -> tup
         ReferencedEnergy(reference, network),
         (4, 5),
         per_component=n,
-        groups=1,
+        groups=1 + weighted,
+        pool=1 + weighted,
         steps=1,
         step_size=-math.log(autocorrelation),
         weighted=weighted,
@@ -124,3 +125,27 @@ def test_the_bridge_goes_to_another_network():
         other.a[1] = 0.5
     direct = fixed.bridge(other, Ledger(), g)
     assert abs(direct.mean - 0.125) < 4 * direct.standard_error < 0.1
+
+
+def test_witnesses_are_never_drawn_and_alone_tell_the_ledger():
+    g = torch.Generator().manual_seed(0)
+    one = torch.ones(1, 1)
+    reference = GaussianReference(torch.zeros(1, 20), torch.eye(20)[None, :, :1], one, one[0])
+    network, ledger = Tilt(), Ledger()
+    energy = ReferencedEnergy(reference, network)
+    settings = {"per_component": 16, "groups": 4, "pool": 4, "weighted": True, "generator": g}
+    noise = SelfNoise(energy, (4, 5), **settings)
+    noise.refresh(network, g)
+    witnesses = noise.pool_x[2:].flatten(0, 1)
+    for x in noise.draw(2, g).x:
+        assert not (x == witnesses).flatten(1).all(1).any()
+    noise.pool_h = torch.zeros(4, 16)
+    noise.pool_h[:2] = 5.0  # what the noise says is not heard
+    noise.refresh(network, g, ledger)
+    assert ledger.log_z == [0.0]
+    noise.pool_h = torch.zeros(4, 16)
+    noise.pool_h[2:] = 5.0
+    noise.refresh(network, g, ledger)
+    assert ledger.log_z == pytest.approx([5.0])
+    with pytest.raises(ValueError, match="even number of groups"):
+        SelfNoise(energy, (4, 5), **settings | {"groups": 3, "pool": 3})

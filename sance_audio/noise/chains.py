@@ -6,7 +6,12 @@ copied. A new copy at every step, with its chains fresh in the pool, is persiste
 divergence.
 
 Chains are pinned to components. Where several processes train one network, each has chains and a
-pool of its own, and dlogZ is taken over all their pools. Weighted chains: see `ledger.py`.
+pool of its own, and dlogZ is taken over all their pools.
+
+Weighted chains (see `ledger.py`) come in two halves: noise, and *witnesses*, which are moved and
+weighted alike but never drawn. The network learns to raise its energy where the noise lies, that
+is at its very samples, so that these tell of too small a Z; witnesses have no part in learning,
+and the ledger listens to them alone.
 
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
@@ -47,7 +52,7 @@ class SelfNoise(Noise):
         cap: Its cap.
         fresh: Probability that a chain starts again from the base at a refresh.
         weighted: Carry log weights along all chains, which are all advanced at every refresh, by
-            Metropolis steps.
+            Metropolis steps; the second half of the groups are witnesses.
         generator: Of the chains' starts: exact samples of the base.
         shared: See `Noise`: per_component, dlogz, dlogz_rate, gather.
     """
@@ -73,10 +78,10 @@ class SelfNoise(Noise):
             raise ValueError(f"pool={pool} must lie between 1 and groups={groups}")
         if not 0 <= fresh <= 1:
             raise ValueError(f"fresh is a probability, found {fresh}")
-        if weighted and (pool < groups or fresh > 0):
+        if weighted and (pool < groups or fresh > 0 or groups % 2):
             raise ValueError(
-                f"weighted chains are all in the pool and never start again: found pool={pool} of "
-                f"groups={groups}, fresh={fresh}"
+                f"weighted chains are an even number of groups, all in the pool, and never start "
+                f"again: found pool={pool} of groups={groups}, fresh={fresh}"
             )
         super().__init__(energy, shape, pool=pool, **shared)
         self.frozen = ReferencedEnergy(
@@ -88,17 +93,18 @@ class SelfNoise(Noise):
         self.turn = 0
         self.pool_x = self.chains[:pool]
         if weighted:
-            self.log_weight, self.founder = self._equal()
+            self.drawn = pool // 2
+            half = self._equal(self.pool_h[: self.drawn])
+            self.log_weight, self.founder = (torch.cat([v, v]) for v in half)
         self.stride = _stride(self.base, steps, step_size, cap)
 
     def _start(self, generator: torch.Generator) -> Tensor:
         return self.base.sample(self.c, generator).view(-1, *self.shape)
 
-    def _equal(self) -> tuple[Tensor, Tensor]:
-        """Log weights of chains that weigh alike, and each its own founder: `(pool, B)` each."""
-        founder = torch.arange(self.pool_h.numel(), device=self.c.device)
-        founder = founder // self.base.n_components
-        return torch.zeros_like(self.pool_h, dtype=torch.float64), founder.view_as(self.pool_h)
+    def _equal(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Log weights of chains that weigh alike, and each its own founder: `(groups, B)` each."""
+        founder = torch.arange(like.numel(), device=like.device) // self.base.n_components
+        return torch.zeros_like(like, dtype=torch.float64), founder.view_as(like)
 
     @torch.no_grad()
     def refresh(
@@ -155,9 +161,15 @@ class SelfNoise(Noise):
         if self.log_weight is None or self.founder is None:
             ledger.enter(self.pool_log_ratio())
             return
-        self.pool_x, (self.log_weight, self.founder) = self._reweighted(
-            self.pool_x, (self.log_weight, self.founder), self.pool_h, ledger, generator
-        )
+        parts = []
+        for groups, told in ((slice(self.drawn), Ledger()), (slice(self.drawn, None), ledger)):
+            weights = self.log_weight[groups], self.founder[groups]
+            parts.append(
+                self._reweighted(
+                    self.pool_x[groups], weights, self.pool_h[groups], told, generator
+                )
+            )
+        self.pool_x, self.log_weight, self.founder = map(torch.cat, zip(*parts, strict=True))
         order = [(self.turn + i) % len(self.chains) for i in range(self.n_pool)]
         self.chains[order] = self.pool_x
 
@@ -168,10 +180,10 @@ class SelfNoise(Noise):
         h: Tensor,
         ledger: Ledger,
         generator: torch.Generator,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Chains `(pool, B, ...)` with their log weights and founders `(pool, B)` after the log
-        ratios h `(pool, B)`, entered into the ledger; of mean weight 1 and resampled where that is
-        due, systematically, within each process: of equal weight then, their sum unchanged.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Groups of chains `(n, B, ...)` with their log weights and founders `(n, B)` after the
+        log ratios h `(n, B)`, entered into the ledger; of mean weight 1 and resampled where that
+        is due, systematically, within each process: of equal weight then, their sum unchanged.
         """
         a, founder = (self.by_component(v).clone() for v in weights)
         own, count = a.shape
@@ -189,7 +201,7 @@ class SelfNoise(Noise):
             chains[:, c], founder[:, c] = chains[rows, c], founder[rows, c]
             a[:, c] = log_mean_exp(a)[c]
         founder[:, anew] = torch.arange(own, device=a.device).unsqueeze(1)
-        return chains.view_as(x), (a.view_as(h), founder.view_as(h))
+        return chains.view_as(x), a.view_as(h), founder.view_as(h)
 
     def frozen_energy(self, x: Tensor, c: Tensor) -> Tensor:
         return self.frozen.learnt(x, c)
@@ -205,13 +217,17 @@ class SelfNoise(Noise):
         """
         ledger = copy.deepcopy(ledger)
         target = ReferencedEnergy(self.frozen.reference, network, self.temperature)
-        c, x, weights = self.c.repeat(self.n_pool), self.pool_x, self._equal()
+        groups = slice(None)
+        x, weights = self.pool_x, self._equal(self.pool_h)
         if self.log_weight is not None and self.founder is not None:
-            weights = self.log_weight, self.founder
+            groups = slice(self.drawn, None)
+            x, weights = x[groups], (self.log_weight[groups], self.founder[groups])
+        c, like = self.c.repeat(len(x)), self.pool_h[groups]
         for i in range(1, BRIDGE + 1):
             flat = x.flatten(0, 1)
-            h = (self.frozen.learnt(flat, c) - target.learnt(flat, c)).view_as(self.pool_h)
-            x, weights = self._reweighted(x, weights, h / BRIDGE, ledger, generator)
+            h = (self.frozen.learnt(flat, c) - target.learnt(flat, c)).view_as(like)
+            x, a, founder = self._reweighted(x, weights, h / BRIDGE, ledger, generator)
+            weights = a, founder
             between = _Between(self.frozen, target, c, i / BRIDGE)
             x = self._advance(between, x.flatten(0, 1), c, BRIDGE, generator, True).view_as(x)
         ledger.close()

@@ -82,6 +82,8 @@ class Noise:
         self.pool_x = torch.zeros(pool, len(self.c), *self.shape, device=device)
         self.pool_frozen = torch.zeros(pool, len(self.c), device=device)
         self.pool_h = torch.zeros(pool, len(self.c), device=device)
+        self.drawn = pool
+        """Groups of the pool that noise is drawn from: the first so many."""
         self.log_weight: Tensor | None = None
         self.founder: Tensor | None = None
         self.offset = LearnedOffset(count, dlogz_rate, device) if dlogz == "learned" else None
@@ -120,10 +122,11 @@ class Noise:
         where it has as many, else with replacement, by weight where samples have weights.
         """
         count = self.base.n_components
-        n, wanted = self.pool_frozen.numel() // count, nu * len(self.c) // count
+        x, frozen = self.pool_x[: self.drawn], self.pool_frozen[: self.drawn]
+        n, wanted = frozen.numel() // count, nu * len(self.c) // count
         device = self.c.device
         if self.log_weight is not None:
-            weights = self.by_component(self.log_weight).softmax(0).T.float()
+            weights = self.by_component(self.log_weight[: self.drawn]).softmax(0).T.float()
             rows = torch.multinomial(weights, wanted, replacement=True, generator=generator).T
         elif wanted == n:
             rows = torch.arange(n, device=device).unsqueeze(1).expand(-1, count)
@@ -131,9 +134,9 @@ class Noise:
             rows = torch.randint(n, (wanted, count), generator=generator, device=device)
         columns = torch.arange(count, device=device)
         return Draw(
-            self.pool_x.view(n, count, *self.shape)[rows, columns].flatten(0, 1),
+            x.reshape(n, count, *self.shape)[rows, columns].flatten(0, 1),
             columns.repeat(wanted),
-            self.by_component(self.pool_frozen)[rows, columns].flatten(),
+            self.by_component(frozen)[rows, columns].flatten(),
         )
 
     def log_ratio(

@@ -139,12 +139,10 @@ def test_witnesses_are_never_drawn_and_alone_tell_the_ledger():
     witnesses = noise.pool_x[2:].flatten(0, 1)
     for x in noise.draw(2, g).x:
         assert not (x == witnesses).flatten(1).all(1).any()
-    noise.pool_h = torch.zeros(4, 16)
-    noise.pool_h[:2] = 5.0  # what the noise says is not heard
+    noise.pool_frozen[:2] += 5.0  # what the noise says is not heard
     noise.refresh(network, g, ledger)
     assert ledger.log_z == [0.0]
-    noise.pool_h = torch.zeros(4, 16)
-    noise.pool_h[2:] = 5.0
+    noise.pool_frozen[2:] += 5.0
     noise.refresh(network, g, ledger)
     assert ledger.log_z == pytest.approx([5.0])
     with pytest.raises(ValueError, match="even number of groups"):

@@ -94,7 +94,8 @@ class SelfNoise(Noise):
         self.pool_x = self.chains[:pool]
         if weighted:
             self.drawn = pool // 2
-            half = self._equal(self.pool_h[: self.drawn])
+            self.pool_h = self.pool_h[: self.drawn]
+            half = self._equal(self.pool_h)
             self.log_weight, self.founder = (torch.cat([v, v]) for v in half)
         self.stride = _stride(self.base, steps, step_size, cap)
 
@@ -114,7 +115,7 @@ class SelfNoise(Noise):
         ends the pool.
         """
         if ledger is not None:
-            self._close(ledger, generator)
+            self._close(network, ledger, generator)
         if self.offset is not None:
             self.offset.reset()
         self.frozen.network.load_state_dict(network.state_dict())
@@ -132,7 +133,8 @@ class SelfNoise(Noise):
         energy = GivenEnergy(self.frozen, c)
         after = self._advance(energy, before.flatten(0, 1), c, self.steps, generator)
         self.pool_frozen = energy.learnt(after).view(self.n_pool, -1)
-        self.pool_x, self.pool_h = after.view_as(before), torch.zeros_like(self.pool_frozen)
+        self.pool_x = after.view_as(before)
+        self.pool_h = torch.zeros_like(self.pool_frozen[: self.drawn])
         self.chains[chosen] = self.pool_x
         self.moved = float((self.pool_x - before).square().mean().sqrt())
 
@@ -154,7 +156,7 @@ class SelfNoise(Noise):
         count = -(-len(c) // (3 * rows // 2))
         return sample(energy, sampler, x, steps, generator=generator, chunk=-(-len(c) // count))
 
-    def _close(self, ledger: Ledger, generator: torch.Generator) -> None:
+    def _close(self, network: nn.Module, ledger: Ledger, generator: torch.Generator) -> None:
         """End an interval: its ratios go into the ledger, and, where there are weights, into
         these; then chains that have too little are replaced by copies of those that have more.
         """
@@ -163,12 +165,9 @@ class SelfNoise(Noise):
             return
         parts = []
         for groups, told in ((slice(self.drawn), Ledger()), (slice(self.drawn, None), ledger)):
-            weights = self.log_weight[groups], self.founder[groups]
-            parts.append(
-                self._reweighted(
-                    self.pool_x[groups], weights, self.pool_h[groups], told, generator
-                )
-            )
+            x, weights = self.pool_x[groups], (self.log_weight[groups], self.founder[groups])
+            h = self._measured(network, groups)
+            parts.append(self._reweighted(x, weights, h, told, generator))
         self.pool_x, self.log_weight, self.founder = map(torch.cat, zip(*parts, strict=True))
         order = [(self.turn + i) % len(self.chains) for i in range(self.n_pool)]
         self.chains[order] = self.pool_x
@@ -218,11 +217,11 @@ class SelfNoise(Noise):
         ledger = copy.deepcopy(ledger)
         target = ReferencedEnergy(self.frozen.reference, network, self.temperature)
         groups = slice(None)
-        x, weights = self.pool_x, self._equal(self.pool_h)
+        x, weights = self.pool_x, self._equal(self.pool_frozen)
         if self.log_weight is not None and self.founder is not None:
             groups = slice(self.drawn, None)
             x, weights = x[groups], (self.log_weight[groups], self.founder[groups])
-        c, like = self.c.repeat(len(x)), self.pool_h[groups]
+        c, like = self.c.repeat(len(x)), self.pool_frozen[groups]
         for i in range(1, BRIDGE + 1):
             flat = x.flatten(0, 1)
             h = (self.frozen.learnt(flat, c) - target.learnt(flat, c)).view_as(like)

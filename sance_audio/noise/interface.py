@@ -174,12 +174,17 @@ class Noise:
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Tensor:
-        """`G_k - F_theta / tau` over the pool, `(pool, B)`: the log ratio before dlogZ is taken
-        off; kept in `pool_h`.
+        """`G_k - F_theta / tau` over what noise is drawn from, `(drawn, B)`: the log ratio before
+        dlogZ is taken off; kept in `pool_h`.
         """
-        values = network(self.pool_x.flatten(0, 1), self.c.repeat(self.n_pool))
-        self.pool_h = self.pool_frozen - values.view_as(self.pool_frozen) / self.temperature
+        self.pool_h = self._measured(network, slice(self.drawn))
         return self.pool_h
+
+    def _measured(self, network: nn.Module, groups: slice) -> Tensor:
+        """The same of some groups of the pool, `(n, B)`."""
+        x, frozen = self.pool_x[groups], self.pool_frozen[groups]
+        values = network(x.flatten(0, 1), self.c.repeat(len(x)))
+        return frozen - values.view_as(frozen) / self.temperature
 
     def pool_log_ratio(self) -> Tensor:
         """What was measured last, in the pools of all processes: `(n, C)`, n samples of each
@@ -191,7 +196,7 @@ class Noise:
         """The log weights of the same samples, `(n, C)`; None where they have none."""
         if self.log_weight is None:
             return None
-        return self.by_component(self.everywhere(self.log_weight))
+        return self.by_component(self.everywhere(self.log_weight[: self.drawn]))
 
     def log_z_ratio(self) -> Tensor:
         """dlogZ of each component, `(C,)`, in closed form from `pool_h`."""

@@ -10,7 +10,9 @@ from sance_audio.cli import main as command_line
 from sance_audio.datasets.densities import DENSITIES
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.files import read_jsonl
+from sance_audio.ledger import Ledger
 from sance_audio.networks import DenseEnergy
+from sance_audio.noise import SelfNoise
 from sance_audio.recipe import load_recipe
 from sance_audio.toys import PointModel, grid, log_density_on_grid, total_variation
 
@@ -115,6 +117,44 @@ def test_a_short_run_learns_more_than_the_reference_knows(tmp_path):
     assert found["total_variation"] < 0.4 * found["reference_total_variation"]
 
 
+def ledger_along(weighted: bool, end: float, *, seed: int = 0) -> tuple[Ledger, PointModel]:
+    """The ledger of chains that follow an energy which grows to `end` times a random one, over
+    forty refreshes; two short steps at each, so that they lag.
+    """
+    g = torch.Generator().manual_seed(seed)
+    model = small_model()
+    head = model.density.network.head.weight
+    with torch.no_grad():
+        whole = end * torch.randn(head.shape, generator=g)
+        head.zero_()
+    settings = {"per_component": 2048, "groups": 2, "pool": 2, "weighted": weighted}
+    noise = SelfNoise(model.density, model.shape, steps=2, step_size=0.05, generator=g, **settings)
+    network, ledger = model.density.network, Ledger()
+    noise.refresh(network, g)
+    for k in range(1, 41):
+        with torch.no_grad():
+            head.copy_(k / 40 * whole)
+        noise.measure(network)
+        noise.refresh(network, g, ledger)
+    return ledger, model
+
+
+@pytest.mark.parametrize("end", [0.5, 2.0])
+def test_the_ledger_of_weighted_chains_agrees_with_the_grid(end, capsys):
+    ledger, model = ledger_along(True, end)
+    plain, _ = ledger_along(False, end)
+    _, log_z = log_density_on_grid(model, 12.0, 512)
+    error = ledger.mean - log_z
+    with capsys.disabled():
+        print(
+            f"\nlog Z on the grid {log_z:.3f}: weighted ledger off by {error:+.3f} (its standard "
+            f"error {ledger.standard_error:.3f}), plain by {plain.mean - log_z:+.3f} "
+            f"({plain.standard_error:.3f})"
+        )
+    assert abs(error) < min(0.5, 3 * ledger.standard_error)
+    assert abs(plain.mean - log_z) > 3 * plain.standard_error, "and it does not know it"
+
+
 @pytest.mark.slow
 def test_total_variation_to_the_truth(tmp_path):
     recipe = load_recipe("toy2d")
@@ -126,3 +166,6 @@ def test_total_variation_to_the_truth(tmp_path):
     found = json.loads((options.run / "results.json").read_text())["densities"]
     assert {name for name in DENSITIES if found[name]["total_variation"] >= 0.08} == set()
     assert {name for name in DENSITIES if found[name]["cpu_seconds"] >= 60} == set()
+    for name, figures in found.items():
+        error = abs(figures["ledger"] - figures["log_z"])
+        assert error < max(0.5, 3 * figures["ledger_error"]), name

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import ROOT, real_data
 
 from sance_audio.datasets import drums, fsdd
 from sance_audio.files import read_jsonl
+from sance_audio.model import AudioEBM
 from sance_audio.recipe import load_recipe
 
 RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.py"))
@@ -187,3 +189,35 @@ def test_a_recipe_in_two_processes_writes_the_same_files(finished_run, tmp_path)
     refused = launched("--sigma", "0.3")
     assert refused.returncode != 0
     assert "sigma: 0.2 -> 0.3" in refused.stderr
+
+
+def finite(tree) -> bool:
+    """Whether every number in a tree of dictionaries and lists is finite."""
+    if isinstance(tree, dict):
+        return all(map(finite, tree.values()))
+    if isinstance(tree, list):
+        return all(map(finite, tree))
+    return not isinstance(tree, float) or np.isfinite(tree)
+
+
+@pytest.mark.slow
+def test_twenty_seeds_of_the_digits_no_nan_unnoticed(tmp_path):
+    """Rows, weights, figures and clips of twenty smoke runs on real digits are finite."""
+    recipe, data = load_recipe("fsdd"), real_data("fsdd")
+    for seed in range(20):
+        run = tmp_path / str(seed)
+        recipe.main(
+            replace(
+                recipe.PRESETS["smoke"], run=run, data=data, seed=seed, cache=tmp_path / "cache"
+            )
+        )
+        rows = read_jsonl(run / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, 7))
+        assert finite(rows), seed
+        assert finite(json.loads((run / "results.json").read_text())), seed
+        model = AudioEBM.from_pretrained(run)  # refuses weights that are not finite
+        assert torch.isfinite(model.density.log_z).all()
+        for path in (run / "clips").glob("*.wav"):
+            wave, _ = soundfile.read(path)
+            assert np.isfinite(wave).all()
+            assert np.abs(wave).max() > 1e-3, f"{path} is silent"

@@ -55,7 +55,7 @@ class TensorBoard:
         if self.writer is None:
             self.writer = self._open(step)
         for name, value in row.items():
-            if name in ("refresh", "rollback"):
+            if isinstance(value, str):
                 self.writer.add_text(f"train/{name}", str(value), step)
             elif name != "step" and value is not None:
                 self.writer.add_scalar(f"train/{name}", value, step)

@@ -6,9 +6,13 @@ __all__ = ["TrainConfig"]
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from sance_audio.divergences import RANKED, Pair, objective
+
+NOISES = ("self", "pcd", "gaussian", "flow")
+DLOGZ = ("pool", "learned", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class TrainConfig:
     """Steps between clips and pictures from fixed chains; 0 for none."""
 
     def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            self._check_type(name)
         positive = "steps interval nu per_component groups langevin_steps checkpoint_every"
         for name in positive.split():
             if getattr(self, name) < 1:
@@ -111,6 +117,7 @@ class TrainConfig:
                 )
         objective(self.loss, self.nu, self.alpha)  # an unknown loss is an error
         shares = {"fresh": self.fresh <= 1, "ema": self.ema < 1, "penalty": True}
+        shares |= {"beta1": self.beta1 < 1, "beta2": self.beta2 < 1}
         for name, low in shares.items():
             if not (low and 0 <= getattr(self, name) < math.inf):
                 most = "" if name == "penalty" else " and less than 1"
@@ -118,6 +125,21 @@ class TrainConfig:
                     f"train.{name} must be at least 0{most}, found {getattr(self, name)}"
                 )
         self._check_pool()
+
+    def _check_type(self, name: str) -> None:
+        """Raise ValueError where a field is not of its kind: a whole number, or a choice."""
+        value, default = getattr(self, name), self.__dataclass_fields__[name].default
+        whole = (isinstance(default, int) and not isinstance(default, bool)) or name == "pool"
+        if whole and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"train.{name} must be a whole number, found {value}")
+        choices = {"noise": NOISES, "dlogz": DLOGZ}.get(name)
+        if choices and value not in choices:
+            raise ValueError(f"train.{name}={value}: there are {', '.join(choices)}")
+        if name == "noise" and value == "flow" and find_spec("zuko") is None:
+            raise ValueError(
+                "train.noise=flow needs zuko: pip install 'sance-audio[flow]', or take "
+                "train.noise=self"
+            )
 
     def _check_pool(self) -> None:
         """Raise ValueError where the noise cannot do what the other settings ask of it."""

@@ -41,6 +41,8 @@ from torch import Tensor
 
 from sance_audio.divergences import effective_sample_size
 
+TOO_FEW = 3.0
+"""Effective samples, up to which an estimate of log Z has no known error."""
 RESAMPLE_BELOW = 0.5
 """ESS / n of the weights of a component, below which its chains are resampled."""
 
@@ -85,7 +87,11 @@ class Ledger:
         self.refreshes += 1
         if log_weight is None:
             self._add(log_mean_exp(h))
-            self.closed = [v + max(1 / self.ess - 1, 0) / n for v in self.closed]
+            taken = (
+                n if n > 1 else count
+            )  # with one sample each, all components are taken together
+            grown = _variance(self.ess * taken, taken) * taken / n
+            self.closed = [v + grown for v in self.closed]
             none = torch.zeros(count, dtype=torch.bool)
             return none, none
         assert founder is not None
@@ -94,7 +100,7 @@ class Ledger:
         self._add(log_mean_exp(after) - log_mean_exp(before))
         resample = (effective_sample_size(after.T) / n < RESAMPLE_BELOW).cpu()
         share = torch.zeros_like(after).scatter_add_(0, founder, after.softmax(0))
-        self.open = (share.square().sum(0) - 1 / n).clamp_min(0).tolist()
+        self.open = [_variance(1 / s, n) for s in share.square().sum(0).tolist()]
         anew = ((share > 0).sum(0) < math.sqrt(n)).cpu()
         for c in anew.nonzero().flatten().tolist():
             self.closed[c] += self.open[c]
@@ -104,6 +110,14 @@ class Ledger:
     def close(self) -> None:
         """Take the open variance as final: the next entry is of other chains."""
         self.closed, self.open = self.variance, [0.0] * len(self.open)
+
+    @classmethod
+    def known(cls, log_z: Tensor, error: Tensor) -> Ledger:
+        """A ledger that begins at a known log Z `(C,)` with its standard errors `(C,)`; one that
+        is not finite is not known.
+        """
+        variance = [e * e if math.isfinite(e) else math.inf for e in error.tolist()]
+        return cls(log_z.tolist(), variance, [0.0] * len(variance))
 
     def restart(self, log_ratio: Tensor) -> None:
         """Begin anew from noise that is normalised: log Z_theta is one estimate, not a sum."""
@@ -126,14 +140,32 @@ class Ledger:
         return [-v / 2 for v in self.variance]
 
     @property
+    def corrected(self) -> list[float]:
+        """`log_z` with the bias taken off, where that is known."""
+        pairs = zip(self.log_z, self.bias, strict=True)
+        return [z - b if math.isfinite(b) else z for z, b in pairs]
+
+    @property
     def mean(self) -> float:
         """`log_z`, the mean over components; 0 before the first entry."""
         return sum(self.log_z) / max(1, len(self.log_z))
 
     @property
     def standard_error(self) -> float:
-        """Of `mean`. Without weights it holds for independent samples of p_k only."""
+        """Of `mean`; infinite where the samples are too few to tell. Without weights it holds for
+        independent samples of p_k only.
+        """
         return math.sqrt(sum(self.variance)) / max(1, len(self.variance))
+
+
+def _variance(ess: float, n: int) -> float:
+    """Of the log of a mean over n samples whose weights are worth `ess`: `1 / ess - 1 / n`, and
+    infinite where these are too few. (It cannot pass 1, whatever the weights: a few samples that
+    hold all the weight do not show how much lies where no sample is.)
+    """
+    if n == 1 or ess <= min(TOO_FEW, 0.375 * n):
+        return math.inf
+    return max(1 / ess - 1 / n, 0.0)
 
 
 def log_mean_exp(h: Tensor) -> Tensor:
@@ -147,6 +179,6 @@ def relative_ess(log_ratio: Tensor) -> float:
     With one sample a component (n = 1) there is no mean to tell from the sample: the components
     are then taken together, which is pessimistic by the spread of their offsets.
     """
-    n = len(log_ratio)
-    h = log_ratio if n == 1 else log_ratio - log_ratio.logsumexp(0)
-    return float(effective_sample_size(h.flatten())) / h.numel()
+    n, h = len(log_ratio), log_ratio.double()
+    h = h if n == 1 else h - h.logsumexp(0)
+    return min(1.0, float(effective_sample_size(h.flatten())) / h.numel())

@@ -311,6 +311,8 @@ class AudioEBM(EnergyModel):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `model.safetensors`, weights and every setting, into `folder`, atomically."""
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("inverter.")}
+        if not bool(self.density.log_z_error.isfinite().all()):  # not known: read back as NaN
+            del own["density.log_z_error"]
         return save_weights(Path(folder) / WEIGHTS, "model", self.settings, own)
 
     @classmethod

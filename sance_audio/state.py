@@ -51,8 +51,8 @@ class Progress:
     right: list[float] = field(default_factory=list)
     """Balanced accuracies of h > 0 since the last refresh."""
     ledger: Ledger = field(default_factory=Ledger)
-    alarms: list[str] = field(default_factory=list)
-    """What is out of its healthy range, by name."""
+    alarms: dict[str, int] = field(default_factory=dict)
+    """What was out of its healthy range lately, by name, and at which step last."""
 
 
 class Diverged(RuntimeError):

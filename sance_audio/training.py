@@ -15,6 +15,7 @@ from __future__ import annotations
 __all__ = ["TrainConfig", "train", "Callbacks", "Diverged"]
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sance_audio.checkpoint import RunFolder
 from sance_audio.config import TrainConfig
 from sance_audio.divergences import objective
 from sance_audio.energy import EnergyModel, ReferencedEnergy
-from sance_audio.health import alarms, balanced_accuracy, refresh_cause, trouble
+from sance_audio.health import LATEST, alarms, balanced_accuracy, refresh_cause, trouble
 from sance_audio.ledger import Ledger, relative_ess
 from sance_audio.noise import Noise, make
 from sance_audio.state import Clips, Diverged, RunState, fingerprint
@@ -102,6 +103,8 @@ def train(
     # Resume
     folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})
     state = RunState(raw, average, optimiser, noise, generator)
+    if bool((model.density.log_z != 0).any()):  # a model that was trained before
+        state.progress.ledger = Ledger.known(model.density.log_z, model.density.log_z_error)
     rows, good = folder.resume(state)
     bar = tqdm(total=config.steps, initial=len(rows), desc="train", unit="step", disable=quiet)
 
@@ -130,7 +133,11 @@ def train(
         accelerator.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip))
         gap = float((value[len(data) :].mean() - value[: len(data)].mean()).detach())
-        own = [float(loss.detach()), gap, balanced_accuracy(h_data, h_noise)]
+        own = [
+            float(loss.detach()),
+            gap,
+            balanced_accuracy(*_without_offset(h_data, h_noise, noise)),
+        ]
         loss_now, gap, accuracy = processes.mean(own)
         p.gaps = [*p.gaps, gap][-10:]
         wrong = trouble(loss_now, norm, p.gaps, config.gap_limit)
@@ -159,14 +166,17 @@ def train(
 
         # Log, callbacks, checkpoint
         row |= {"loss": loss_now, "gap": gap, "norm": norm, "rate": rate}
-        row |= {"accuracy": p.right[-1], "pool_ess": pool_ess}
+        told_apart = p.since > 1 or not noise.follows  # else h is 0 to the bit
+        row |= {"accuracy": accuracy if told_apart else None, "pool_ess": pool_ess}
         row |= {"saturated": loss_of.saturated(h_data, h_noise)} if config.saturates else {}
-        row |= {"log_z": p.ledger.mean, "log_z_error": p.ledger.standard_error}
+        error = p.ledger.standard_error
+        row |= {"log_z": p.ledger.mean, "log_z_error": error if math.isfinite(error) else None}
         if p.note:
             row["rollback"], p.note = p.note, ""
-        found = alarms([*rows[-100:], row], config)
+        found = alarms([*rows[1 - LATEST :], row], config)
         new = [words for name, words in found.items() if name not in p.alarms]
-        p.alarms = list(found)
+        last = p.alarms | dict.fromkeys(found, p.step)
+        p.alarms = {name: step for name, step in last.items() if step > p.step - LATEST}
         row |= {"alarm": "; ".join(new)} if new else {}
         for words in new if processes.is_main() else ():
             bar.write(f"step {p.step}: {words}")
@@ -197,6 +207,11 @@ def _check(model: EnergyModel, x: Clips, components: Tensor, config: TrainConfig
             f"{model.reference.n_components} components): lower train.per_component, or fit the "
             f"reference with fewer components"
         )
+    if config.weighted and processes.count() > 1:
+        raise ValueError(
+            f"train.weighted: chains are resampled within one process, found {processes.count()}: "
+            f"start one, or leave the weights out"
+        )
     if config.temperature != model.density.temperature:
         raise ValueError(
             f"train.temperature={config.temperature}, the model's is "
@@ -208,8 +223,14 @@ def _export_log_z(model: EnergyModel, noise: Noise, ledger: Ledger, seed: int) -
     """Give the model log Z of its averaged weights: the ledger's, carried over a bridge."""
     generator = torch.Generator(model.device).manual_seed(seed)
     last = noise.bridge(model.density.network, ledger, generator)
-    model.density.log_z.copy_(torch.tensor(last.log_z))
+    model.density.log_z.copy_(torch.tensor(last.corrected))
     model.density.log_z_error.copy_(torch.tensor(last.variance).sqrt())
+
+
+def _without_offset(h_data: Tensor, h_noise: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Log ratios `(n, C)` with dlogZ taken off where the loss does without it."""
+    offset = noise.log_z_ratio() if noise.dlogz == "cancelled" else 0.0
+    return h_data - offset, h_noise - offset
 
 
 def _displacement(noise: Noise) -> dict[str, float]:

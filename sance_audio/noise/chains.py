@@ -97,6 +97,9 @@ class SelfNoise(Noise):
             self.pool_h = self.pool_h[: self.drawn]
             half = self._equal(self.pool_h)
             self.log_weight, self.founder = (torch.cat([v, v]) for v in half)
+            flat, c = self.chains.flatten(0, 1), self.c.repeat(groups)
+            with torch.no_grad():  # they are samples of the base, not yet of the model
+                self.log_weight -= self.frozen.learnt(flat, c).view_as(self.log_weight).double()
         self.stride = _stride(self.base, steps, step_size, cap)
 
     def _start(self, generator: torch.Generator) -> Tensor:
@@ -217,11 +220,11 @@ class SelfNoise(Noise):
         ledger = copy.deepcopy(ledger)
         target = ReferencedEnergy(self.frozen.reference, network, self.temperature)
         groups = slice(None)
-        x, weights = self.pool_x, self._equal(self.pool_frozen)
+        x, weights = self.chains, self._equal(self.chains[..., 0, 0, 0])
         if self.log_weight is not None and self.founder is not None:
             groups = slice(self.drawn, None)
             x, weights = x[groups], (self.log_weight[groups], self.founder[groups])
-        c, like = self.c.repeat(len(x)), self.pool_frozen[groups]
+        c, like = self.c.repeat(len(x)), weights[0].float()
         for i in range(1, BRIDGE + 1):
             flat = x.flatten(0, 1)
             h = (self.frozen.learnt(flat, c) - target.learnt(flat, c)).view_as(like)

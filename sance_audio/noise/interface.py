@@ -79,6 +79,7 @@ class Noise:
         self.gather = gather
         device, count = self.base.mean.device, self.base.n_components
         self.c = torch.arange(count, device=device).repeat(per_component)
+        self.per_component = per_component
         self.pool_x = torch.zeros(pool, len(self.c), *self.shape, device=device)
         self.pool_frozen = torch.zeros(pool, len(self.c), device=device)
         self.pool_h = torch.zeros(pool, len(self.c), device=device)
@@ -217,7 +218,8 @@ class Noise:
             bad = int((~torch.isfinite(self.frozen_energy(data, c))).sum())
         if bad:
             raise ValueError(
-                f"train.noise: {bad} of {len(data)} training clips lie outside the support of the "
+                f"train.noise: {bad} of {len(data)} training clips (one of each component was "
+                f"tried) lie outside the support of the "
                 f"noise (its log density there is not finite): choose noise that covers the data, "
                 f"such as train.noise=self"
             )

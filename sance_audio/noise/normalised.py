@@ -23,6 +23,8 @@ from sance_audio.energy import ReferencedEnergy
 from sance_audio.ledger import Ledger
 from sance_audio.noise.interface import Noise
 
+BRIDGE = 256
+"""Samples of each component that log Z of the averaged weights is taken from."""
 CLIP = 50.0
 """Largest norm of the flow's gradient."""
 
@@ -34,7 +36,9 @@ class GaussianNoise(Noise):
     def refresh(
         self, network: nn.Module, generator: torch.Generator, ledger: Ledger | None = None
     ) -> None:
-        """New samples in the pool."""
+        """New samples in the pool, and the log ratio there. It stands, and the ledger takes it,
+        until the next refresh: of the network before the step that follows.
+        """
         if ledger is not None:
             ledger.restart(self.pool_log_ratio())
         c = self.c.repeat(self.n_pool)
@@ -51,8 +55,9 @@ class GaussianNoise(Noise):
         return torch.zeros(len(x), device=x.device)
 
     def bridge(self, network: nn.Module, ledger: Ledger, generator: torch.Generator) -> Ledger:
-        """log Z of another network by one step from this noise, on a pool of new samples."""
+        """log Z of another network by one step from this noise, on many new samples."""
         ledger, other = copy.deepcopy(ledger), copy.copy(self)
+        other.n_pool = other.drawn = max(self.n_pool, -(-BRIDGE // max(1, self.per_component)))
         other.refresh(network, generator)
         ledger.restart(other.pool_log_ratio())
         return ledger

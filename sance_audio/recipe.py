@@ -13,6 +13,7 @@ __all__ = [
 ]
 
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def findings(results: Results) -> list[str]:
             ", the larger taken component by component."
             if log_z["exported"] == "annealing"
             else f"; taken: the ledger of weighted chains, {log_z['ledger']:.2f}, standard error "
-            f"{log_z['ledger_standard_error']:.2f} per component."
+            f"{log_z['ledger_standard_error'] or math.nan:.2f} per component."
         )
     ]
     lines += evaluation_findings(results["evaluation"])

@@ -6,7 +6,7 @@ list of its choices and the calls of these steps.
 
 from __future__ import annotations
 
-__all__ = ["connect", "start", "fit"]
+__all__ = ["connect", "start", "fit", "estimate_log_z"]
 
 import json
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 import sance_audio
 from sance_audio import processes
-from sance_audio.diagnostics import annealed_log_z
+from sance_audio.diagnostics import LogZ, annealed_log_z
 from sance_audio.files import read_json, write_json
 from sance_audio.model import AudioEBM
 from sance_audio.options import FREE, Options, Results, RunOptions
@@ -124,22 +124,11 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
         )
     if not processes.is_main():
         raise SystemExit(0)  # what follows is one process's work
-    log_z = annealed_log_z(
-        model.density,
-        model.shape,
-        steps=options.annealing,
-        settle=options.annealing,
-        step_size=model.step_size,
-        cap=model.cap,
-        generator=torch.Generator(model.device).manual_seed(options.seed),
-    )
-    ledger = model.density.log_z.mean(), model.density.log_z_error.square().mean().sqrt()
-    if not options.train.weighted:
-        # The larger of the two estimates: likelihoods are understated rather than overstated;
-        # half their difference is part of the error.
-        model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
-        half = (log_z.forward - log_z.reverse).abs() / 2
-        model.density.log_z_error.copy_(torch.hypot(log_z.standard_error, half))
+    ledger = model.density.log_z.clone(), model.density.log_z_error.clone()
+    log_z = estimate_log_z(model, options)
+    if options.train.weighted:
+        model.density.log_z.copy_(ledger[0])
+        model.density.log_z_error.copy_(ledger[1])
     model.save_pretrained(options.run)
     x, chosen = material.some("test", JUDGED)
     held_out = x.to(model.device)
@@ -159,8 +148,8 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
             "largest_standard_error": float(log_z.standard_error.max()),
             "ess": float(log_z.ess.mean()),
             "accepted": log_z.accepted,
-            "ledger": float(ledger[0]),
-            "ledger_standard_error": float(ledger[1]),
+            "ledger": float(ledger[0].mean()),
+            "ledger_standard_error": _known(ledger[1].square().mean().sqrt()),
             "exported": "ledger" if options.train.weighted else "annealing",
         },
         "held_out_gain": {
@@ -170,6 +159,31 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
             "clips": len(per_clip),
         },
     }
+
+
+def estimate_log_z(model: AudioEBM, options: Options) -> LogZ:
+    """Anneal log Z from both ends and give it to the model: the larger of the two estimates, so
+    that likelihoods are understated rather than overstated; half their difference is part of its
+    error.
+    """
+    log_z = annealed_log_z(
+        model.density,
+        model.shape,
+        steps=options.annealing,
+        settle=options.annealing,
+        step_size=model.step_size,
+        cap=model.cap,
+        generator=torch.Generator(model.device).manual_seed(options.seed),
+    )
+    model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
+    half = (log_z.forward - log_z.reverse).abs() / 2
+    model.density.log_z_error.copy_(torch.hypot(log_z.standard_error, half))
+    return log_z
+
+
+def _known(value: Tensor) -> float | None:
+    """A number that JSON can hold."""
+    return float(value) if bool(value.isfinite()) else None
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def test_work_is_equal_to_the_first_arm_s_whatever_its_interval():
 
 def test_a_rate_is_chosen_by_validation_and_never_a_diverged_one():
     """And each arm is tried once at each rate, but for those that only train for longer."""
-    kids, asked = {3e-4: 3.0, 1e-3: 2.0, 3e-3: None}, []
+    kids, asked = {1e-4: 4.0, 3e-4: 3.0, 1e-3: 2.0, 3e-3: None}, []
 
     def run(jobs):
         assert {job.settings["split"] for job in jobs} == {"valid"}
@@ -259,18 +259,18 @@ def test_a_rate_is_chosen_by_validation_and_never_a_diverged_one():
 
     arms = recipe.arms(CPU)
     found = recipe.chosen(CPU, arms, run)
-    assert len(set(asked[0])) == len(asked[0]) == 8 * len(CPU.rates) == 24
+    assert len(set(asked[0])) == len(asked[0]) == 8 * len(CPU.rates) == 32
     assert not any("-long" in name for name in asked[0])
     assert found.keys() == arms.keys()
     assert {choice["rate"] for choice in found.values()} == {1e-3}
     assert not recipe.rates_at_an_end(CPU, found)
     kids.update(dict.fromkeys(kids))
     found = recipe.chosen(CPU, arms, run)
-    assert {choice["rate"] for choice in found.values()} == {3e-4}, "all diverged: the least"
+    assert {choice["rate"] for choice in found.values()} == {1e-4}, "all diverged: the least"
 
 
 def test_a_longer_run_has_the_rate_of_its_k_and_losses_that_of_the_best_k_above_1():
-    best = {"K1": (3e-4, 0.1), "K4": (1e-3, 0.3), "K16": (3e-3, 0.2), "K64": (3e-4, None)}
+    best = {"K1": (1e-4, 0.1), "K4": (1e-3, 0.3), "K16": (3e-3, 0.2), "K64": (1e-4, None)}
 
     def run(jobs):
         def kid(job):
@@ -285,7 +285,7 @@ def test_a_longer_run_has_the_rate_of_its_k_and_losses_that_of_the_best_k_above_
         assert found[f"K{k}-long"] == found[f"K{k}"]
     assert found["K16"]["rate"] == 3e-3
     assert recipe.rates_at_an_end(CPU, found) == [
-        "The least rate tried, 0.0003, was best for K1, K64.",
+        "The least rate tried, 0.0001, was best for K1, K64.",
         "The largest rate tried, 0.003, was best for K16.",
     ]
     assert recipe.best_of(CPU, found) == "K16", "K1 is better, and no place to compare losses"

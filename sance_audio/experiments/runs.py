@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from sance_audio.assessment import Judge
-from sance_audio.diagnostics import annealed_log_z
 from sance_audio.evaluation import describe
 from sance_audio.experiments.costs import Watch, added_by_noise, peak_mib
 from sance_audio.files import read_jsonl
@@ -28,6 +27,7 @@ from sance_audio.options import Options
 from sance_audio.preparation import Material
 from sance_audio.samplers import clip_seeds
 from sance_audio.training import Diverged, train
+from sance_audio.workflow import estimate_log_z
 
 Results = dict[str, Any]
 ALONG = 2
@@ -142,21 +142,14 @@ def real_clips(judge: Judge, material: Material, options: Options) -> Results:
 
 
 def _held_out_gain(model: AudioEBM, material: Material, options: Options) -> Results | None:
-    """log p_theta - log p_0 of the test clips, in nats a clip, as `workflow.fit` has it."""
-    log_z = annealed_log_z(
-        model.density,
-        model.shape,
-        steps=options.annealing,
-        settle=options.annealing,
-        step_size=model.step_size,
-        cap=model.cap,
-        generator=torch.Generator(model.device).manual_seed(options.seed),
-    )
-    model.density.log_z.copy_(torch.maximum(log_z.forward, log_z.reverse))
+    """log p_theta - log p_0 of the test clips, in nats a clip, as `workflow.fit` has it; and how
+    far apart log Z is from both ends.
+    """
+    log_z = estimate_log_z(model, options)
     x: Tensor = material.some("test", options.evaluate)[0].to(model.device)
     gain = (model.energy_of(x, reference_only=True) - model.energy_of(x)).double().cpu()
     share = model.component_of(x).bincount(minlength=len(log_z.forward)) / len(x)
-    of_log_z = float((share.cpu() * log_z.standard_error.cpu()).square().sum().sqrt())
+    of_log_z = float((share * model.density.log_z_error).square().sum().sqrt())
     if not bool(gain.isfinite().all()):
         return None
     error = math.hypot(float(gain.std()) / math.sqrt(len(x)), of_log_z)

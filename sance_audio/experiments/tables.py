@@ -77,7 +77,14 @@ def summarised(runs: Sequence[Results], first: Sequence[Results]) -> Results:
 
 
 COLUMNS: tuple[str, ...] = ("arm", "seed", "split", "rate", "kid", "fid", "accuracy", "gain")
-COLUMNS += ("gain_error", "kid_reference", "fid_reference", "accuracy_reference", "steps")
+COLUMNS += (
+    "gain_error",
+    "log_z_apart",
+    "kid_reference",
+    "fid_reference",
+    "accuracy_reference",
+    "steps",
+)
 COLUMNS += ("evaluations", "refreshes", "causes", "rollbacks", "diverged", "seconds", "peak_mib")
 COLUMNS += ("extra_bytes", "parameters")
 
@@ -88,6 +95,7 @@ def write_csv(path: Path, results: Sequence[Results]) -> None:
         for r in results:
             gain = r["gain"] or {"mean": None, "standard_error": None}
             own = {"gain": gain["mean"], "gain_error": gain["standard_error"]}
+            own["log_z_apart"] = gain.get("log_z_apart")
             own |= {f"{k}_reference": r["reference"][k] for k in BESIDE_REFERENCE}
             own["causes"] = " ".join(f"{k}:{n}" for k, n in r["causes"].items())
             rows.append([{k: v for k, v in (r | own).items() if k in COLUMNS}])

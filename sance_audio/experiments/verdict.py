@@ -92,9 +92,9 @@ def reaching(runs: Sequence[Results], first: Sequence[Results]) -> Results:
     time, between points along training.
 
     Returns:
-        `seeds`: how many have such a goal: both runs, and an end of the first arm's that is better
-        than the reference. `reached`: how many came to it. `evaluations`, `steps`: ratios as
-        intervals, their means geometric, over those.
+        `seeds`: how many have such a goal, an end of the first arm's that is better than the
+        reference. `reached`: how many came to it and did not diverge. `evaluations`, `steps`:
+        ratios as intervals, their means geometric, over those.
     """
     goals = {run["seed"]: run for run in first if run["kid"] is not None}
     ratios: dict[str, list[float]] = {"evaluations": [], "steps": []}
@@ -107,7 +107,7 @@ def reaching(runs: Sequence[Results], first: Sequence[Results]) -> Results:
         seeds += 1
         for name, found in ratios.items():
             theirs, ours = (passage(curve(r, name), target) for r in (goal, run))
-            if theirs and ours:
+            if theirs and ours and run["kid"] is not None:
                 found.append(math.log(ours / theirs))
     out: Results = {"seeds": seeds, "reached": len(ratios["steps"])}
     for name, logs in ratios.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sance_audio.energy import ReferencedEnergy
-from sance_audio.ledger import Ledger
+from sance_audio.ledger import Ledger, relative_ess
 from sance_audio.noise import GaussianNoise, SelfNoise
 from sance_audio.reference import GaussianReference
 
@@ -78,7 +78,7 @@ def test_weighted_chains_that_lag_know_log_z_where_plain_ones_do_not(
 ):
     truth, ledger = moving(4096, autocorrelation, weighted=True)
     error = ledger.mean - truth
-    same, plain = moving(256, autocorrelation, weighted=False)
+    same, plain = moving(8192, autocorrelation, weighted=False)  # as many in all
     assert same == truth
     with capsys.disabled():
         print(
@@ -147,3 +147,46 @@ def test_witnesses_are_never_drawn_and_alone_tell_the_ledger():
     assert ledger.log_z == pytest.approx([5.0])
     with pytest.raises(ValueError, match="even number of groups"):
         SelfNoise(energy, (4, 5), **settings | {"groups": 3, "pool": 3})
+
+
+def test_too_few_samples_have_no_known_error():
+    """Weights that hold on to one sample of many do not tell how much lies elsewhere."""
+    g = torch.Generator().manual_seed(0)
+    lost = Ledger()
+    lost.restart(20 * torch.randn(4, 30, generator=g))
+    assert lost.standard_error == math.inf, "log Z is off by 180 nats"
+    known = Ledger()
+    known.restart(0.3 * torch.randn(64, 30, generator=g))
+    assert known.standard_error < 0.05
+    single = Ledger()
+    zero = torch.zeros(1, 3)
+    single.enter(zero, zero, zero.long())
+    assert single.standard_error == math.inf, "one chain a component has no spread"
+
+
+def test_an_effective_size_is_never_above_the_number():
+    h = 1e-3 * torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    assert 0.99 < relative_ess(h) <= 1
+    assert relative_ess(torch.zeros(7, 3)) == 1
+
+
+def test_few_witnesses_claim_no_more_than_they_know():
+    """Of 16 runs with 4 or 16 witnesses none is further off than four of its standard errors,
+    infinite ones included; with 64 most errors are known, and taken off the bias is as stated.
+    """
+    for n in (4, 16):
+        for seed in range(8):
+            truth, ledger = moving(n, 0.5, weighted=True, seed=seed)
+            assert abs(ledger.mean - truth) < 4 * ledger.standard_error, (n, seed)
+    truth, ledger = moving(64, 0.5, weighted=True)
+    assert math.isfinite(ledger.standard_error)
+    assert ledger.corrected[0] == ledger.log_z[0] + ledger.variance[0] / 2
+
+
+def test_a_known_log_z_is_gone_on_from():
+    ledger = Ledger.known(torch.tensor([3.0, -1.0]), torch.tensor([0.5, math.nan]))
+    assert ledger.mean == 1.0
+    ledger.enter(torch.zeros(8, 2))
+    assert ledger.log_z == [3.0, -1.0]
+    assert ledger.variance[0] == pytest.approx(0.25)
+    assert ledger.variance[1] == math.inf

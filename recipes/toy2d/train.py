@@ -46,15 +46,16 @@ class ToyOptions(RunOptions):
 TOY: dict[str, Any] = {
     "interval": 10,
     "adaptive": False,
-    "groups": 8,
+    "groups": 12,
     "per_component": 512,
     "weighted": True,
-    "langevin_steps": 8,
+    "langevin_steps": 6,
     "step_size": 0.02,
     "rate": 5e-4,
     "beta2": 0.999,
     "ema": 0.998,
-    "penalty": 0.0,
+    "penalty": 3e-4,
+    "gap_limit": 2.0,
     "sample_every": 0,
 }
 """K = 10, logistic loss; noise is refreshed every K steps and no earlier."""
@@ -67,7 +68,7 @@ PRESETS = {
     "smoke": ToyOptions(
         preset="smoke", train=TrainConfig(**TOY | {"steps": 20, "per_component": 64})
     ),
-    "cpu": ToyOptions(preset="cpu", train=TrainConfig(**TOY, steps=3400)),
+    "cpu": ToyOptions(preset="cpu", train=TrainConfig(**TOY, steps=3200)),
     "gpu": ToyOptions(
         preset="gpu", train=TrainConfig(**TOY | {"steps": 4000, "per_component": 2048})
     ),

@@ -43,7 +43,8 @@ class TrainConfig:
     """Learning rate of a learned dlogZ."""
     weighted: bool = False
     """Carry log weights along the chains, move them by Metropolis steps, resample at ESS / N below
-    a half; half of the groups are never drawn as noise, and keep an honest ledger of log Z."""
+    a half; a quarter of the groups are never drawn as noise, and keep an honest ledger of log Z
+    (with 64 chains of each component or more; of few its error is unknown)."""
     flow_transforms: int = 6
     """Coupling layers of the flow."""
     flow_width: int = 64
@@ -179,12 +180,14 @@ class TrainConfig:
                 f"train.pool={self.groups} and train.fresh=0 with train.noise=self or pcd, found "
                 f"{pool}, {self.fresh} and {self.noise}"
             )
-        if self.weighted and (self.groups % 2 or each < 8 or pool // 2 < self.nu):
+        watching = max(1, self.groups // 4)
+        few = watching * self.per_component < 4 or self.groups - watching < self.nu
+        if self.weighted and few:
             raise ValueError(
-                f"train.weighted halves the chains, one half for noise, one to watch log Z: it "
-                f"needs an even train.groups, 2 train.nu of them at least, and 8 chains of each "
-                f"component; found train.groups={self.groups}, train.nu={self.nu} and {each}: "
-                f"raise train.groups or train.per_component"
+                f"train.weighted leaves a quarter of the groups, at least one, to watch log Z: it "
+                f"needs 4 chains of each component there and train.nu groups besides; found "
+                f"train.groups={self.groups}, train.per_component={self.per_component}, "
+                f"train.nu={self.nu}: raise train.groups or train.per_component"
             )
         if not (0 <= self.min_ess <= 1 and 0 <= self.max_accuracy <= 1):
             raise ValueError(

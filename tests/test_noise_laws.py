@@ -17,7 +17,7 @@ from sance_audio.noise import SelfNoise, make
 KINDS = {
     "self": TrainConfig(interval=4, pool=4),
     "self, learned": TrainConfig(interval=4, pool=4, dlogz="learned"),
-    "weighted": TrainConfig(interval=4, weighted=True, per_component=2),
+    "weighted": TrainConfig(interval=4, weighted=True, per_component=4),
     "pcd": TrainConfig.persistent_contrastive_divergence(per_component=2),
     "gaussian": TrainConfig(noise="gaussian"),
     "gaussian, learned": TrainConfig(noise="gaussian", dlogz="learned"),

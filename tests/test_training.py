@@ -215,8 +215,11 @@ def test_a_long_interval_is_cut_short_when_the_model_runs_ahead(tmp_path):
         ({"noise": "pcd", "interval": 4}, r"train\.noise=pcd is new at every step"),
         ({"dlogz": "cancelled"}, r"does not cancel in train\.loss=logistic; take train\.dlogz"),
         ({"weighted": True, "pool": 1}, r"train\.weighted needs chains that are all advanced"),
-        ({"weighted": True, "fresh": 0.1, "per_component": 2}, r"give train\.pool=2 and"),
-        ({"weighted": True}, r"train\.weighted halves the chains.*groups=2, train\.nu=1 and 2"),
+        ({"weighted": True, "fresh": 0.1, "per_component": 4}, r"give train\.pool=2 and"),
+        (
+            {"weighted": True},
+            r"train\.weighted leaves a quarter.*groups=2, train\.per_component=1",
+        ),
         ({"min_ess": 1.5}, r"train\.min_ess and train\.max_accuracy are shares"),
     ],
 )

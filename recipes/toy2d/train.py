@@ -46,10 +46,10 @@ class ToyOptions(RunOptions):
 TOY: dict[str, Any] = {
     "interval": 10,
     "adaptive": False,
-    "groups": 12,
+    "groups": 16,
     "per_component": 512,
     "weighted": True,
-    "langevin_steps": 6,
+    "langevin_steps": 4,
     "step_size": 0.02,
     "rate": 5e-4,
     "beta2": 0.999,

@@ -8,10 +8,10 @@ divergence.
 Chains are pinned to components. Where several processes train one network, each has chains and a
 pool of its own, and dlogZ is taken over all their pools.
 
-Weighted chains (see `ledger.py`) come in two halves: noise, and *witnesses*, which are moved and
-weighted alike but never drawn. The network learns to raise its energy where the noise lies, that
-is at its very samples, so that these tell of too small a Z; witnesses have no part in learning,
-and the ledger listens to them alone.
+Weighted chains (see `ledger.py`) come in two parts: noise, and *witnesses*, a quarter, which are
+moved and weighted alike but never drawn. The network learns to raise its energy where the noise
+lies, that is at its very samples, so that these tell of too small a Z; witnesses have no part in
+learning, and the ledger listens to them alone.
 
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
@@ -52,7 +52,7 @@ class SelfNoise(Noise):
         cap: Its cap.
         fresh: Probability that a chain starts again from the base at a refresh.
         weighted: Carry log weights along all chains, which are all advanced at every refresh, by
-            Metropolis steps; the second half of the groups are witnesses.
+            Metropolis steps; the last quarter of the groups, at least one, are witnesses.
         generator: Of the chains' starts: exact samples of the base.
         shared: See `Noise`: per_component, dlogz, dlogz_rate, gather.
     """
@@ -78,9 +78,9 @@ class SelfNoise(Noise):
             raise ValueError(f"pool={pool} must lie between 1 and groups={groups}")
         if not 0 <= fresh <= 1:
             raise ValueError(f"fresh is a probability, found {fresh}")
-        if weighted and (pool < groups or fresh > 0 or groups % 2):
+        if weighted and (pool < groups or fresh > 0 or groups < 2):
             raise ValueError(
-                f"weighted chains are an even number of groups, all in the pool, and never start "
+                f"weighted chains are two groups or more, all in the pool, and never start "
                 f"again: found pool={pool} of groups={groups}, fresh={fresh}"
             )
         super().__init__(energy, shape, pool=pool, **shared)
@@ -93,10 +93,11 @@ class SelfNoise(Noise):
         self.turn = 0
         self.pool_x = self.chains[:pool]
         if weighted:
-            self.drawn = pool // 2
-            self.pool_h = self.pool_h[: self.drawn]
-            half = self._equal(self.pool_h)
-            self.log_weight, self.founder = (torch.cat([v, v]) for v in half)
+            self.drawn = pool - max(1, pool // 4)
+            self.pool_h = self.pool_h[: min(self.drawn, self.most)]
+            parts = self.pool_frozen.split([self.drawn, pool - self.drawn])
+            both = zip(*map(self._equal, parts), strict=True)
+            self.log_weight, self.founder = map(torch.cat, both)
             flat, c = self.chains.flatten(0, 1), self.c.repeat(groups)
             with torch.no_grad():  # they are samples of the base, not yet of the model
                 self.log_weight -= self.frozen.learnt(flat, c).view_as(self.log_weight).double()
@@ -137,7 +138,7 @@ class SelfNoise(Noise):
         after = self._advance(energy, before.flatten(0, 1), c, self.steps, generator)
         self.pool_frozen = energy.learnt(after).view(self.n_pool, -1)
         self.pool_x = after.view_as(before)
-        self.pool_h = torch.zeros_like(self.pool_frozen[: self.drawn])
+        self.pool_h = torch.zeros_like(self.pool_frozen[: min(self.drawn, self.most)])
         self.chains[chosen] = self.pool_x
         self.moved = float((self.pool_x - before).square().mean().sqrt())
 

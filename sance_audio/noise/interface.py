@@ -29,6 +29,9 @@ from sance_audio.ledger import Ledger, log_mean_exp
 OWN = ("chains", "log_weight", "founder", "pool_x", "pool_frozen", "pool_h")
 """Parts of a noise's state that each process has of its own."""
 
+MEASURED = 2048
+"""Samples of each component that dlogZ is taken from, at most."""
+
 
 class Draw(NamedTuple):
     """Noise samples, what they are conditioned on, and the frozen energy of them."""
@@ -85,6 +88,8 @@ class Noise:
         self.pool_h = torch.zeros(pool, len(self.c), device=device)
         self.drawn = pool
         """Groups of the pool that noise is drawn from: the first so many."""
+        self.most = max(1, MEASURED // per_component)
+        """Groups of these, at most, that the log ratio is taken on after every step."""
         self.log_weight: Tensor | None = None
         self.founder: Tensor | None = None
         self.offset = LearnedOffset(count, dlogz_rate, device) if dlogz == "learned" else None
@@ -175,10 +180,10 @@ class Noise:
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Tensor:
-        """`G_k - F_theta / tau` over what noise is drawn from, `(drawn, B)`: the log ratio before
-        dlogZ is taken off; kept in `pool_h`.
+        """`G_k - F_theta / tau` over what noise is drawn from, `(drawn, B)` (of very large pools
+        over some of it): the log ratio before dlogZ is taken off; kept in `pool_h`.
         """
-        self.pool_h = self._measured(network, slice(self.drawn))
+        self.pool_h = self._measured(network, slice(min(self.drawn, self.most)))
         return self.pool_h
 
     def _measured(self, network: nn.Module, groups: slice) -> Tensor:
@@ -197,7 +202,7 @@ class Noise:
         """The log weights of the same samples, `(n, C)`; None where they have none."""
         if self.log_weight is None:
             return None
-        return self.by_component(self.everywhere(self.log_weight[: self.drawn]))
+        return self.by_component(self.everywhere(self.log_weight[: len(self.pool_h)]))
 
     def log_z_ratio(self) -> Tensor:
         """dlogZ of each component, `(C,)`, in closed form from `pool_h`."""

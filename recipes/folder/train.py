@@ -139,7 +139,7 @@ def choose_model(choices: Choices, material: Material, classes: int, gpu: bool) 
     most = 4 if classes > 1 else 12
     components = min(most, max(1, rows // classes // 60))
     batch = components * classes
-    per = max(1, (128 if gpu else 32) // batch)
+    per = max(1, min(rows, 128 if gpu else 32) // batch)
     steps = min(8000 if gpu else 3000, max(300, 20 * rows // (per * batch)))
     network = "smoke" if rows < 200 else "gpu" if gpu else "cpu"
     choices.take(

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -189,7 +190,7 @@ class LogProb(NamedTuple):
     """Minus the log density, in bits, over the number of cells of the log-mel."""
 
 
-class EnergyModel(nn.Module):
+class EnergyModel(nn.Module, ABC):
     """What `train` asks of a model: a density over `(1, M, T)` and how its data is dequantised.
 
     Arguments:
@@ -210,11 +211,11 @@ class EnergyModel(nn.Module):
         return self.density.log_z.device
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """`(M, T)` of a sample."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything but tensors."""
-        raise NotImplementedError

@@ -87,9 +87,7 @@ class Ledger:
         self.refreshes += 1
         if log_weight is None:
             self._add(log_mean_exp(h))
-            taken = (
-                n if n > 1 else count
-            )  # with one sample each, all components are taken together
+            taken = n if n > 1 else count  # one sample each: all components together
             grown = _variance(self.ess * taken, taken) * taken / n
             self.closed = [v + grown for v in self.closed]
             none = torch.zeros(count, dtype=torch.bool)

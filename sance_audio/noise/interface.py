@@ -17,6 +17,7 @@ from __future__ import annotations
 
 __all__ = ["Noise", "Draw", "LearnedOffset", "OWN"]
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Draw(NamedTuple):
     """`(B,)`, G_k(x | c)."""
 
 
-class Noise:
+class Noise(ABC):
     """A pool of samples of p_k and the log ratio to it. A kind of noise says how the pool is
     filled (`refresh`) and what G_k is (`frozen_energy`).
 
@@ -96,6 +97,7 @@ class Noise:
 
     # What a kind of noise has of its own
 
+    @abstractmethod
     def refresh(
         self, network: nn.Module, generator: torch.Generator, ledger: Ledger | None = None
     ) -> None:
@@ -106,20 +108,19 @@ class Noise:
             generator: Of everything random.
             ledger: Told of the interval that ends here; None where none does.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def frozen_energy(self, x: Tensor, c: Tensor) -> Tensor:
         """G_k(x | c), `(B,)`, without a gradient."""
-        raise NotImplementedError
 
     def after_step(self, network: nn.Module, data: Tensor) -> None:
         """Called when F_theta has changed; data `(B, 1, M, T)` is the batch that changed it."""
         if self.offset is not None:
             self.offset.step(self.gather)
 
+    @abstractmethod
     def bridge(self, network: nn.Module, ledger: Ledger, generator: torch.Generator) -> Ledger:
         """The ledger carried on to another network, such as the averaged weights."""
-        raise NotImplementedError
 
     # The same for all
 
@@ -224,9 +225,8 @@ class Noise:
         if bad:
             raise ValueError(
                 f"train.noise: {bad} of {len(data)} training clips (one of each component was "
-                f"tried) lie outside the support of the "
-                f"noise (its log density there is not finite): choose noise that covers the data, "
-                f"such as train.noise=self"
+                f"tried) lie outside the support of the noise (its log density there is not "
+                f"finite): choose noise that covers the data, such as train.noise=self"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class GaussianNoise(Noise):
     def bridge(self, network: nn.Module, ledger: Ledger, generator: torch.Generator) -> Ledger:
         """log Z of another network by one step from this noise, on many new samples."""
         ledger, other = copy.deepcopy(ledger), copy.copy(self)
-        other.n_pool = other.drawn = max(self.n_pool, -(-BRIDGE // max(1, self.per_component)))
+        other.n_pool = other.drawn = max(self.n_pool, -(-BRIDGE // self.per_component))
         other.refresh(network, generator)
         ledger.restart(other.pool_log_ratio())
         return ledger

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 __all__ = ["GaussianReference", "ComponentGaussian"]
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from sance_audio.gaussian import ComponentGaussian, log_density, quadratic_parts
 
 
 class GaussianReference(nn.Module):
@@ -144,6 +145,10 @@ class GaussianReference(nn.Module):
             self.mean[c], self.basis[c], self.eigenvalues[c], self.remainder[c]
         )
 
+    def each(self) -> ComponentGaussian:
+        """One Gaussian per component, in order."""
+        return ComponentGaussian(self.mean, self.basis, self.eigenvalues, self.remainder)
+
     def tempered(self, temperature: float) -> GaussianReference:
         """`p_0^(1 / tau)`, normalised: covariances `tau C_c`; itself at temperature 1."""
         if temperature == 1:
@@ -164,8 +169,8 @@ class GaussianReference(nn.Module):
     def log_prob_all(self, x: Tensor) -> Tensor:
         """log p_0(x | c) of every row under every component, `(B, C)`."""
         u = x.reshape(1, len(x), -1) - self.mean.unsqueeze(1)  # (C, B, D)
-        modelled, outside = _parts(u, self.basis, self.eigenvalues, self.remainder)
-        return _log_density(modelled, outside, self.basis, self.eigenvalues, self.remainder).T
+        modelled, outside = quadratic_parts(u, self.basis, self.eigenvalues, self.remainder)
+        return log_density(modelled, outside, self.basis, self.eigenvalues, self.remainder).T
 
     def sample(self, c: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws `(B, D)`, one per entry of c `(B,)`."""
@@ -191,87 +196,6 @@ class GaussianReference(nn.Module):
             raise ValueError(f"label {label} is none of the {self.n_classes} classes")
         inside = self.weight.log() - self.class_log_weight()[label]
         return inside.masked_fill(self.classes != label, -torch.inf)
-
-
-class ComponentGaussian:
-    """One low-rank-plus-isotropic Gaussian per row, gathered once and used many times.
-
-    Arguments:
-        mean: `(B, D)` (or 1 in place of B, for the same Gaussian in every row).
-        basis: `(B, D, r)`.
-        eigenvalues: `(B, r)`.
-        remainder: `(B,)`.
-    """
-
-    def __init__(self, mean: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor):
-        self.mean, self.basis, self.eigenvalues, self.remainder = (
-            mean,
-            basis,
-            eigenvalues,
-            remainder,
-        )
-
-    def rows(self, part: slice) -> ComponentGaussian:
-        if self.mean.shape[0] == 1:
-            return self
-        return ComponentGaussian(
-            self.mean[part], self.basis[part], self.eigenvalues[part], self.remainder[part]
-        )
-
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves of `(x - mu)^T C^-1 (x - mu)`: modelled directions, remainder; `(B,)`
-        each.
-        """
-        u = (x.reshape(x.shape[0], -1) - self.mean).unsqueeze(1)
-        basis = self.basis.expand(len(u), -1, -1)
-        modelled, outside = _parts(u, basis, self.eigenvalues, self.remainder)
-        return modelled.squeeze(1), outside.squeeze(1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mu, C), `(B,)`, in nats."""
-        modelled, outside = (part.unsqueeze(1) for part in self.parts(x))
-        density = _log_density(modelled, outside, self.basis, self.eigenvalues, self.remainder)
-        return density.squeeze(1)
-
-    def spectral(self, vectors: Tensor, along: Tensor, elsewhere: Tensor) -> Tensor:
-        """Sum over k of `f_k(C)` applied to `vectors[:, k]`, f_k a function of C's eigenvalues.
-
-        Arguments:
-            vectors: `(B, k, D)`.
-            along: `(B, k, r)`, the factor of each direction of the basis.
-            elsewhere: `(B, k)`, the factor of every other direction.
-
-        Returns:
-            `(B, D)`. One pass over the basis down and one up, whatever k.
-        """
-        basis, elsewhere = self.basis.expand(len(vectors), -1, -1), elsewhere.unsqueeze(2)
-        coefficients = ((along - elsewhere) * (vectors @ basis)).sum(1, keepdim=True)
-        return torch.baddbmm(elsewhere.mT @ vectors, coefficients, basis.mT).squeeze(1)
-
-    def colour(self, noise: Tensor) -> Tensor:
-        """`mu + C^(1/2) noise`, `(B, D)`: an exact draw for standard normal noise `(B, D)`."""
-        along, elsewhere = self.eigenvalues.sqrt(), self.remainder.sqrt()
-        root = self.spectral(noise.unsqueeze(1), along.unsqueeze(1), elsewhere.unsqueeze(1))
-        return self.mean + root
-
-
-def _parts(
-    u: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`u^T C^-1 u` along the basis and outside it, `(G, n)` each, of u `(G, n, D)`."""
-    a = (u @ basis).square()
-    outside = (u.square().sum(2) - a.sum(2)).clamp_min(0)
-    return (a / eigenvalues.unsqueeze(1)).sum(2), outside / remainder.unsqueeze(1)
-
-
-def _log_density(
-    modelled: Tensor, outside: Tensor, basis: Tensor, eigenvalues: Tensor, remainder: Tensor
-) -> Tensor:
-    """log N from the two parts `(G, n)`."""
-    dimensions, rank = basis.shape[1:]
-    log_det = eigenvalues.log().sum(1) + (dimensions - rank) * remainder.log()
-    constant = log_det + dimensions * math.log(2 * math.pi)
-    return -0.5 * (modelled + outside + constant.unsqueeze(1))
 
 
 def _check(x: Tensor, name: str) -> None:

@@ -10,7 +10,7 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files processes rows headers decoding audio chunks divergences energy metrics "
+    0: "files processes rows headers decoding audio chunks divergences energy gaussian metrics "
     "verdicts weights",
     1: "streams features reference networks samplers config ledger",
     2: "options inversion pictures noise health diagnostics datasets",

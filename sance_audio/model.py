@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sance_audio import audio
-from sance_audio.chunks import chunk_size, chunked, run_chunks, slices
-from sance_audio.energy import EnergyModel, GivenEnergy, LogProb, ReferencedEnergy, value_and_grad
+from sance_audio import audio, generation
+from sance_audio.chunks import chunk_size, chunked
+from sance_audio.energy import EnergyModel, LogProb, ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
 from sance_audio.networks import ResidualEnergy, spread
 from sance_audio.reference import GaussianReference
-from sance_audio.samplers import ReferenceLangevin, clip_seeds, sample
+from sance_audio.samplers import clip_seeds
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
@@ -208,50 +208,10 @@ class AudioEBM(EnergyModel):
             Cleaned log-mels `(B, 1, M, T)` and their components `(B,)`.
         """
         steps = self.steps if steps is None else steps
-        if steps < 0:
-            raise ValueError(f"the number of Langevin steps cannot be negative, found {steps}")
-        device = self.device
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        c = torch.stack([self._pick(y, g) for y, g in zip(classes, generators, strict=True)])
-        n, chunk = len(c), chunk_size(device)
-        size = -(-n // chunk) * chunk  # whole chunks: the bits of a clip do not depend on n
-        generators += [torch.Generator(device).manual_seed(i) for i in range(size - n)]
-        full = torch.cat([c, c[-1:].expand(size - n)])
-        noise = [
-            torch.randn(self.reference.mean.shape[1], generator=g, device=device)
-            for g in generators
-        ]
-
-        density = self.density
-        if reference_only:  # as it was fitted, at temperature 1
-            density = ReferencedEnergy(self.reference, self.density.network)
-        base_of = density.base
-
-        def finish(part: slice) -> Tensor:
-            base = base_of.given(full[part])
-            x = base.colour(torch.stack(noise[part])).view(-1, 1, *self.shape)
-            energy = GivenEnergy(density, full[part], 0.0 if reference_only else 1.0)
-            if not reference_only and steps > 0:
-                sampler = ReferenceLangevin(base, self.step_size, self.cap)
-                x = sample(energy, sampler, x, steps, generator=generators[part])
-            return (
-                x - self.sigma**2 * value_and_grad(energy, x)[1]
-            )  # Tweedie: the noise of dequantisation
-
-        frozen = [p for p in self.density.network.parameters() if p.requires_grad]
-        try:
-            for p in frozen:
-                p.requires_grad_(False)
-            parts = run_chunks(finish, slices(size, chunk), parallel=device.type == "cpu")
-        finally:
-            for p in frozen:
-                p.requires_grad_(True)
-        return torch.cat(parts)[:n], c
-
-    def _pick(self, label: int, generator: torch.Generator) -> Tensor:
-        """One component of a class, by weight."""
-        weights = self.reference.log_weight(label).exp()
-        return torch.multinomial(weights, 1, generator=generator)[0]
+        options = {"step_size": self.step_size, "cap": self.cap}
+        return generation.draw(
+            self, classes, seeds, steps=steps, reference_only=reference_only, **options
+        )
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`; first phases seeded per clip."""

@@ -13,7 +13,7 @@ LAYERS = {
     0: "files processes rows headers decoding audio chunks divergences energy gaussian metrics "
     "verdicts weights",
     1: "streams features reference networks samplers config ledger",
-    2: "options inversion pictures noise health diagnostics datasets",
+    2: "options generation inversion pictures noise health diagnostics datasets",
     3: "model toys",
     4: "state evaluation trackers",
     5: "checkpoint detection report",

@@ -1,0 +1,80 @@
+r"""Samples of a model: exact draws of the reference, moved by Langevin dynamics, and cleaned.
+
+    x_hat = x - sigma^2 grad E(x)
+
+The last step is Tweedie's formula: the mean of what x was before noise of standard deviation sigma
+was added to it, if E is minus the log density of noisy x.
+"""
+
+from __future__ import annotations
+
+__all__ = ["draw"]
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sance_audio.chunks import chunk_size, run_chunks, slices
+from sance_audio.energy import EnergyModel, GivenEnergy, ReferencedEnergy, value_and_grad
+from sance_audio.networks import frozen
+from sance_audio.samplers import ReferenceLangevin, sample
+
+
+def draw(
+    model: EnergyModel,
+    classes: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    step_size: float,
+    cap: float,
+    reference_only: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Cleaned log-mels `(B, 1, M, T)` of the given classes, and their components `(B,)`.
+
+    Arguments:
+        model: Density and sigma.
+        classes: Class of each sample.
+        seeds: Seed of each sample; with its place modulo 16, all that decides it.
+        steps: Langevin steps.
+        step_size: eps of the sampler.
+        cap: Its cap.
+        reference_only: Leave the samples as the reference drew them.
+
+    Raises:
+        ValueError: a negative number of steps; an unknown class.
+    """
+    if steps < 0:
+        raise ValueError(f"the number of Langevin steps cannot be negative, found {steps}")
+    device, density = model.device, model.density
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    c = torch.stack([_pick(model, y, g) for y, g in zip(classes, generators, strict=True)])
+    n, chunk = len(c), chunk_size(device)
+    size = -(-n // chunk) * chunk  # whole chunks: the bits of a clip do not depend on n
+    generators += [torch.Generator(device).manual_seed(i) for i in range(size - n)]
+    full = torch.cat([c, c[-1:].expand(size - n)])
+    cells = model.reference.mean.shape[1]
+    noise = [torch.randn(cells, generator=g, device=device) for g in generators]
+    if reference_only:  # as it was fitted, at temperature 1
+        density = ReferencedEnergy(model.reference, density.network)
+    base_of = density.base
+
+    def finish(part: slice) -> Tensor:
+        base = base_of.given(full[part])
+        x = base.colour(torch.stack(noise[part])).view(-1, 1, *model.shape)
+        energy = GivenEnergy(density, full[part], 0.0 if reference_only else 1.0)
+        if not reference_only and steps > 0:
+            sampler = ReferenceLangevin(base, step_size, cap)
+            x = sample(energy, sampler, x, steps, generator=generators[part])
+        return x - model.sigma**2 * value_and_grad(energy, x)[1]
+
+    with frozen(density.network):
+        parts = run_chunks(finish, slices(size, chunk), parallel=device.type == "cpu")
+    return torch.cat(parts)[:n], c
+
+
+def _pick(model: EnergyModel, label: int, generator: torch.Generator) -> Tensor:
+    """One component of a class, by weight."""
+    weights = model.reference.log_weight(label).exp()
+    return torch.multinomial(weights, 1, generator=generator)[0]

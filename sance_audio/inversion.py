@@ -27,6 +27,8 @@ from sance_audio.features import LogMel
 from sance_audio.samplers import Generators, randn
 
 TINY = 1e-8
+FAINT = 1e-6
+"""Of noise that decides phases where nothing else does."""
 
 
 class GriffinLim(nn.Module):
@@ -75,28 +77,89 @@ class GriffinLim(nn.Module):
             raise ValueError("mel magnitudes must be finite and not negative")
         if generator is None:
             generator = [torch.Generator().manual_seed(0) for _ in range(len(mel))]
-        m = mel.float().mT.contiguous()  # frames first: (B, T, M)
-        bank = f.filterbank.float().mT.contiguous()  # (F, M)
-        spread = (bank / bank.sum(1, keepdim=True).clamp_min(TINY)).mT.contiguous()  # (M, F)
-        frames = _Frames(f, m.shape[1])
-
-        noise = randn(m.new_empty(len(m), m.shape[1], bank.shape[0], 2), generator)
-        phase = torch.view_as_complex(noise)
-        flat = m / bank.sum(0).clamp_min(TINY)
-        with torch.autocast(m.device.type, enabled=False):
-            c = (flat @ spread).pow(1 / f.power) * phase / phase.abs().clamp_min(TINY)
+        pull = _Pull(f, mel)
+        frames = _Frames(f, mel.shape[2])
+        with torch.autocast(mel.device.type, enabled=False):
+            c = pull.start(pull.noise(generator))
             previous = None
             for _ in range(self.n_iter):
                 t = frames.analyse(frames.synthesise(c))
                 y = t if previous is None else t + self.momentum * (t - previous)
                 previous = t
-                ratio = m / (y.abs().pow(f.power) @ bank).clamp_min(TINY)
-                c = y * (ratio @ spread).pow(1 / f.power)  # A y / |y| with A = |y| (...)
+                c = pull(y)
             wave = frames.synthesise(c)
         return fit_length(wave, length or f.length(mel.shape[2]), "start")
 
+    @torch.no_grad()
+    def fill(
+        self,
+        mel: Tensor,
+        waveform: Tensor,
+        hole: tuple[int, int],
+        hidden: Tensor,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """The same for a hole: waveforms `(B, N)` that have the given mels in the hidden frames
+        and, between iterations, the given samples outside of the hole.
+
+        In every iteration the known samples are put back and the known frames are theirs; phases
+        begin as those of what is known of a frame, so that they join at the edges. The result is
+        what the last spectrogram gives: it is close to the known samples, not equal to them.
+
+        Arguments:
+            mel: `(B, M, T)`; the frames that are not hidden do not matter.
+            waveform: `(B, N)`, N = `hop_length * (T - 1)`.
+            hole: First sample, and the sample after the last; what stands there does not matter.
+            hidden: `(T,)`, boolean: frames that see the hole.
+            generator: As of a call.
+        """
+        if generator is None:
+            generator = [torch.Generator().manual_seed(0) for _ in range(len(mel))]
+        inside = torch.zeros(waveform.shape[1], dtype=torch.bool, device=waveform.device)
+        inside[hole[0] : hole[1]] = True
+        pull, frames = _Pull(self.features, mel), _Frames(self.features, mel.shape[2])
+        hidden = hidden[:, None]
+        with torch.autocast(mel.device.type, enabled=False):
+            known = waveform.float().masked_fill(inside, 0.0)
+            t = frames.analyse(known)
+            c = torch.where(hidden, pull.start(t + FAINT * pull.noise(generator)), t)
+            previous = None
+            for _ in range(self.n_iter):
+                t = frames.analyse(torch.where(inside, frames.synthesise(c), known))
+                y = t if previous is None else t + self.momentum * (t - previous)
+                previous = t
+                c = torch.where(hidden, pull(y), t)
+            return frames.synthesise(c)
+
     def extra_repr(self) -> str:
         return f"n_iter={self.n_iter}, momentum={self.momentum}"
+
+
+class _Pull:
+    """The step that pulls spectrograms `(B, T, F)` towards given mels `(B, M, T)`."""
+
+    def __init__(self, features: LogMel, mel: Tensor):
+        self.power = features.power
+        self.m = mel.float().mT.contiguous()  # frames first: (B, T, M)
+        self.bank = features.filterbank.float().mT.contiguous()  # (F, M)
+        shares = self.bank / self.bank.sum(1, keepdim=True).clamp_min(TINY)
+        self.spread = shares.mT.contiguous()  # (M, F)
+
+    def noise(self, generator: Generators) -> Tensor:
+        """Complex normal noise `(B, T, F)`, for phases."""
+        batch, count, _ = self.m.shape
+        shape = batch, count, self.bank.shape[0], 2
+        return torch.view_as_complex(randn(self.m.new_empty(shape), generator))
+
+    def start(self, phase: Tensor) -> Tensor:
+        """Flat within each band, with the phases of `phase`."""
+        flat = self.m / self.bank.sum(0).clamp_min(TINY)
+        return (flat @ self.spread).pow(1 / self.power) * phase / phase.abs().clamp_min(TINY)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """`A y / |y|` with `A = |y| (V(m / (W |y|^p)))^(1/p)`."""
+        ratio = self.m / (y.abs().pow(self.power) @ self.bank).clamp_min(TINY)
+        return y * (ratio @ self.spread).pow(1 / self.power)
 
 
 class _Frames:

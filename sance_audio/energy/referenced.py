@@ -1,8 +1,4 @@
-r"""What an energy is, and how the parts of one go together.
-
-An energy is any callable `(B, ...) -> (B,)`, in nats, low where x is likely:
-`p(x) = exp(-E(x)) / Z`. Row i of the result depends on row i of x only. The energies of this
-package are a reference density plus a network,
+r"""The energies of this package: a reference density plus a network.
 
     E_theta(x | c) = -log p_0(x | c) + F_theta(x | c)
 
@@ -14,53 +10,18 @@ again a Gaussian, of covariance `tau C` (the *base*), so that what everything el
 
 Sampler, log ratio, log Z and denoising all take these two parts from here: none of them can forget
 tau.
-
-An object that holds something per row (a condition, a generator) has `rows(slice)`, which narrows
-it to some of the rows; `rows_of` applies it where it exists. That is all that samplers need to
-work in chunks.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "Energy",
-    "EnergyModel",
-    "ReferencedEnergy",
-    "GivenEnergy",
-    "LogProb",
-    "value_and_grad",
-    "rows_of",
-]
+__all__ = ["EnergyModel", "ReferencedEnergy", "GivenEnergy", "LogProb"]
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-Energy = Callable[[Tensor], Tensor]
-
-
-def value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy `(B,)` and its gradient with respect to x, `(B, ...)`, both detached.
-
-    No weight gradient is computed where the parameters of `energy` do not require one.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        value = energy(x)
-        if not value.requires_grad:  # a constant energy
-            return value.detach(), torch.zeros_like(x)
-        (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
-    return value.detach(), torch.zeros_like(x) if grad is None else grad
-
-
-def rows_of(thing: Any, part: slice) -> Any:
-    """`thing` narrowed to some rows where it is held per row, itself where it is not."""
-    return thing.rows(part) if hasattr(thing, "rows") else thing
-
 
 CANDIDATES = 4
 """Components, the likeliest under the reference, that a marginal sums over: they part from the
@@ -176,7 +137,7 @@ class GivenEnergy:
         """The network's part, `scale * F(x | c) / tau`, `(B,)`."""
         return self.scale * self.energy.learnt(x, self.c)
 
-    def rows(self, part: slice) -> GivenEnergy:
+    def rows(self, part: Any) -> GivenEnergy:
         return GivenEnergy(self.energy, self.c[part], self.scale)
 
 

@@ -1,0 +1,260 @@
+r"""How steps are computed: eagerly, compiled, or as a captured CUDA graph; chosen by measurement.
+
+    eager         `sampler.step`, one after the other
+    compiled      `torch.compile` of several moves in one call, gradients by function transforms;
+                  random numbers are drawn outside, from the same stream
+    cuda_graph    the same several moves, captured once and replayed; on a GPU
+
+`choose` times what there is, checks each result against the eager one, and says in words what it
+took and why. A path that cannot be had gives way to the eager one, and says why.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Compute", "PATHS", "choose", "stepper", "in_precision", "compiled_block"]
+
+import functools
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sance_audio.energy import LowPrecision
+from sance_audio.samplers.graphs import GraphedBlock
+from sance_audio.samplers.interface import (
+    Generators,
+    Info,
+    Noise,
+    SamplingWarning,
+    State,
+    StepSized,
+)
+
+PATHS = ("eager", "compiled", "cuda_graph")
+PRECISIONS = ("float32", "bfloat16")
+WORTHWHILE = 0.95
+"""Time over that of the eager path, below which another one is taken."""
+TOLERANCE = 1e-3
+"""Largest difference to the eager path after a block, over the size of x."""
+
+Walk = Callable[[Any, int, Generators], Iterator[tuple[Any, Info, int]]]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How steps are computed. Last bits depend on all of it, so it is stored with a model."""
+
+    path: str = "eager"
+    """One of `PATHS`."""
+    block: int = 8
+    """Steps in one call, where the path has calls of several."""
+    precision: str = "float32"
+    """Of the energy: float32, its own type; or bfloat16, under autocast. Chains keep theirs."""
+    threads: int = 1
+    """Threads of PyTorch's own per chunk, on a CPU: with 1, chunks run side by side."""
+    why: str = "not measured"
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise ValueError(f"path must be one of {', '.join(PATHS)}, found {self.path!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}"
+            )
+        for name in ("block", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+
+def in_precision(energy: Any, compute: Compute) -> Any:
+    """The energy, in lower precision where that is asked for."""
+    if compute.precision == "float32":
+        return energy
+    return LowPrecision(energy, getattr(torch, compute.precision))
+
+
+def stepper(energy: Any, sampler: Any, state: Any, block: int, compute: Compute) -> Walk:
+    """A function `walk(state, count, generator)` that yields (state, info, steps) until `count`
+    steps are done; info holds sums where a yield stands for several steps.
+    """
+    if compute.path == "eager":
+        return functools.partial(_eager, energy, sampler)
+    if not (isinstance(sampler, StepSized) and type(state) is State):
+        return _instead(energy, sampler, compute, "its state is more than x, value and gradient")
+    several: Callable[..., Any]
+    if compute.path == "cuda_graph":
+        if state.x.device.type != "cuda":
+            return _instead(energy, sampler, compute, f"the chains are on {state.x.device}")
+        several = GraphedBlock(functools.partial(moves, energy, sampler, block))
+    else:
+        several = functools.partial(compiled_block(), energy, sampler, block)
+    return functools.partial(_in_blocks, energy, sampler, several, block, compute)
+
+
+def _eager(
+    energy: Any, sampler: Any, state: Any, count: int, generator: Generators
+) -> Iterator[tuple[Any, Info, int]]:
+    for _ in range(count):
+        state, info = sampler.step(energy, state, generator)
+        yield state, info, 1
+
+
+def _in_blocks(
+    energy: Any,
+    sampler: StepSized,
+    several: Callable[..., tuple[Tensor, ...]],
+    block: int,
+    compute: Compute,
+    state: State,
+    count: int,
+    generator: Generators,
+) -> Iterator[tuple[State, Info, int]]:
+    """Whole blocks in one call each; what is left, eagerly."""
+    while count >= block:
+        noise = _stacked(sampler, state, block, generator)
+        try:
+            x, value, grad, accepted, failed = several(*state[:3], noise)
+        except Exception as error:  # whatever a compiler may raise: the eager path has the noise
+            _warn(sampler, compute, f"{type(error).__name__}: {error}"[:300])
+            several = functools.partial(moves, energy, sampler, block)
+            x, value, grad, accepted, failed = several(*state[:3], noise)
+        state = State(x, value, grad, state.step + block)
+        yield state, Info(accepted, failed), block
+        count -= block
+    yield from _eager(energy, sampler, state, count, generator)
+
+
+def _stacked(sampler: StepSized, state: State, block: int, generator: Generators) -> Noise:
+    """Noise of the next steps, `(block, ...)` each, drawn step by step as the eager path does."""
+    draws = [sampler.draw(state.x, state.step + i, generator) for i in range(block)]
+    return tuple(torch.stack(parts) for parts in zip(*draws, strict=True))
+
+
+def moves(
+    energy: Any,
+    sampler: StepSized,
+    block: int,
+    x: Tensor,
+    value: Tensor,
+    grad: Tensor,
+    noise: Noise,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`block` moves: x, value, gradient; sums of the acceptances `(B,)`; which chains were not
+    finite on the way `(B,)`.
+    """
+    state = State(x, value, grad)
+    accepted, alarm = torch.zeros_like(value), torch.zeros_like(value)
+    failed = torch.zeros_like(value, dtype=torch.bool)
+    for i in range(block):
+        state, info = sampler.move(energy, state, tuple(part[i] for part in noise))
+        accepted, alarm = accepted + info.accepted, alarm + 0 * state.value
+        failed = failed if info.failed is None else failed | info.failed
+    return state.x, state.value, state.grad, accepted, failed | ~alarm.isfinite()
+
+
+@functools.cache
+def compiled_block() -> Callable[..., Any]:
+    """`moves`, compiled: one graph for each kind of energy, sampler and shape."""
+    return torch.compile(moves, fullgraph=True, dynamic=False)
+
+
+def _instead(energy: Any, sampler: Any, compute: Compute, why: str) -> Walk:
+    """The eager path, and a warning that says why."""
+    _warn(sampler, compute, why)
+    return functools.partial(_eager, energy, sampler)
+
+
+def _warn(sampler: Any, compute: Compute, why: str) -> None:
+    text = f"{compute.path} steps of {type(sampler).__name__} cannot be had, taking eager ones"
+    warnings.warn(f"{text}: {why}", SamplingWarning, stacklevel=4)
+
+
+@torch.no_grad()
+def choose(
+    energy: Any,
+    sampler: Any,
+    x0: Tensor,
+    *,
+    compute: Compute | None = None,
+    paths: tuple[str, ...] = PATHS,
+    steps: int = 16,
+    rounds: int = 5,
+    seed: int = 0,
+) -> Compute:
+    """The fastest path for these chains, by a short measurement: every path in turn, several
+    times; the median of its time over that of the eager path in the same round decides.
+
+    A path is taken only where it is faster by 5 % and ends where the eager path ends.
+
+    Arguments:
+        energy, sampler, x0: As `sample` will have them.
+        compute: Everything but the path; the default when None.
+        paths: What to try.
+        steps: Steps per measurement.
+        rounds: Measurements of each path.
+        seed: Of the noise.
+
+    Returns:
+        `compute` with the path, and in `why` the figures that decided.
+    """
+    compute = compute or Compute()
+    energy, state = in_precision(energy, compute), sampler.init(in_precision(energy, compute), x0)
+    device, words = x0.device, []
+    names = [name for name in paths if name == "compiled" or (name, device.type) == _GRAPHS]
+
+    def end(path: str) -> Tensor:
+        own = replace(compute, path=path)
+        walk = stepper(energy, sampler, state, own.block, own)
+        generator = torch.Generator(device).manual_seed(seed)
+        *_, (last, _, _) = walk(state, steps, generator)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return last.x
+
+    expected, usable = end("eager"), []
+    for name in names:
+        began = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = end(name)
+        first = time.perf_counter() - began
+        refused = [str(w.message) for w in caught if issubclass(w.category, SamplingWarning)]
+        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if refused:
+            words.append(refused[0])
+        elif not error <= TOLERANCE:
+            words.append(f"{name} ends elsewhere than eager, by {error:.1e} of the largest x")
+        else:
+            usable.append(name)
+            words.append(f"{name} took {first:.1f} s at first")
+    seconds = _timed({name: functools.partial(end, name) for name in ["eager", *usable]}, rounds)
+    eager = seconds["eager"]
+    ratio = {
+        name: statistics.median(a / b for a, b in zip(seconds[name], eager, strict=True))
+        for name in usable
+    }
+    micro = 1e6 * statistics.median(eager) / steps
+    words.insert(0, f"eager {micro:.0f} us a step")
+    words += [f"{name} {r:.2f} of that" for name, r in ratio.items()]
+    best = min(ratio, key=ratio.__getitem__, default="eager")
+    path = best if ratio.get(best, 1.0) < WORTHWHILE else "eager"
+    return replace(compute, path=path, why="; ".join(words))
+
+
+_GRAPHS = ("cuda_graph", "cuda")
+
+
+def _timed(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, in turn, `rounds` times."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds

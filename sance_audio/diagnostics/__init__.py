@@ -2,7 +2,7 @@
 
 convergence    ESS of bulk, tails and mean; R-hat; standard error of a mean; autocorrelation
 trace          energies and acceptance of a run of `sample`
-annealing      log Z of a model, from both ends
+annealing      log Z, with the bounds that hold
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ __all__ = [
     "Trace",
     "TraceSummary",
     "Convergence",
+    "ais",
+    "AnnealedLogZ",
+    "Base",
+    "tuned_mala",
     "LogZ",
     "annealed_log_z",
 ]
 
-from sance_audio.diagnostics.annealing import LogZ, annealed_log_z
+from sance_audio.diagnostics.annealing import LogZ, ais, annealed_log_z
+from sance_audio.diagnostics.bounds import AnnealedLogZ
 from sance_audio.diagnostics.convergence import (
     autocorrelation,
     bulk_ess,
@@ -30,4 +35,5 @@ from sance_audio.diagnostics.convergence import (
     r_hat,
     tail_ess,
 )
+from sance_audio.diagnostics.path import Base, tuned_mala
 from sance_audio.diagnostics.trace import Convergence, Trace, TraceSummary

@@ -1,4 +1,5 @@
-"""The command line: `sance-audio train | generate | score | evaluate | page | info`.
+"""The command line: `sance-audio train | generate | restore | score | evaluate | page |
+info`.
 
 A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a
 traceback.
@@ -13,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from sance_audio.options import parse
 from sance_audio.recipe import load_recipe, one_line_errors, recipe_names
@@ -42,6 +43,30 @@ class Generate:
     """Langevin steps; the model's own number when left out."""
     reference_only: bool = False
     """Leave the network out: exact samples of the Gaussian reference."""
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Fill a hole in a recording; every sample beyond 10 ms of it stays as it is, to the bit."""
+
+    run: Positional[str]
+    """Run folder (or hf:owner/name)."""
+    recording: Positional[Path]
+    """What to restore: any number of channels, any rate."""
+    out: Positional[Path]
+    """WAV to write, of the recording's own rate, channels and sample format."""
+    start: Annotated[float, arg(name="from")]
+    """Where the hole begins, in seconds."""
+    end: Annotated[float, arg(name="to")]
+    """Where it ends."""
+    samples: int = 16
+    """Posterior samples that the filling is the mean of."""
+    draw: bool = False
+    """One draw of the posterior instead of its mean."""
+    seed: int = 0
+    """Of the samples, and of first phases."""
+    label: str | None = None
+    """What the recording is of, by name; over all classes when left out."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +120,7 @@ def generate(args: Generate) -> None:
     if args.num < 1:
         raise ValueError(f"--num must be at least 1, found {args.num}")
     model = AudioEBM.from_pretrained(args.run)
-    label = None
-    if args.label is not None:
-        if args.label not in model.labels:
-            raise ValueError(
-                f"--label {args.label}: the model knows {', '.join(model.labels) or 'no labels'}"
-            )
-        label = model.labels.index(args.label)
+    label = _class(model.labels, args.label)
     waves = model.generate(
         args.num,
         torch.Generator().manual_seed(args.seed),
@@ -111,6 +130,56 @@ def generate(args: Generate) -> None:
     )
     names = write_clips(model, waves, model.classes(args.num, label), args.out)
     print(f"{len(names)} clips of {model.window / model.sample_rate:.2f} s in {args.out}/")
+
+
+def restore(args: Restore) -> None:
+    import torch
+
+    from sance_audio import restoration, tracks
+    from sance_audio.audio import PEAK
+    from sance_audio.model import AudioEBM
+
+    if args.samples < 1:
+        raise ValueError(f"--samples must be at least 1, found {args.samples}")
+    if args.out.suffix.lower() != ".wav":
+        raise ValueError(f"{args.out}: a WAV is written; expected a name that ends in .wav")
+    model = AudioEBM.from_pretrained(args.run)
+    label = _class(model.labels, args.label)
+    track = tracks.read_track(args.recording)
+    if track.partial:
+        print(f"{args.recording}: {track.partial}", file=sys.stderr)
+    done = restoration.restore(
+        model,
+        track.waveform,
+        track.sample_rate,
+        args.start,
+        args.end,
+        args.samples,
+        draw=args.draw,
+        label=label,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    first, stop = done.changed
+    tracks.write_track(args.out, track.replaced(done.waveform, first, stop))
+    for channel, gain in enumerate(done.gains, 1):
+        if gain < 1:
+            print(f"channel {channel}: filling scaled by {gain:.3f} so as not to pass {PEAK}")
+    rate = track.sample_rate
+    note = f", band-limited to {model.sample_rate / 2:g} Hz" if rate > model.sample_rate else ""
+    print(f"{first / rate:.3f} to {stop / rate:.3f} s, cross-fades included, in {args.out}{note}")
+
+
+def _class(labels: Sequence[str], name: str | None) -> int | None:
+    """Index of a class by name.
+
+    Raises:
+        ValueError: the model does not know it.
+    """
+    if name is None:
+        return None
+    if name not in labels:
+        raise ValueError(f"--label {name}: the model knows {', '.join(labels) or 'no labels'}")
+    return labels.index(name)
 
 
 def score(args: Score) -> None:
@@ -191,6 +260,7 @@ def train(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "generate": (Generate, generate),
+    "restore": (Restore, restore),
     "score": (Score, score),
     "evaluate": (Evaluate, evaluate),
     "page": (Page, page),

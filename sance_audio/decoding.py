@@ -11,7 +11,7 @@ __all__ = ["AudioError", "Info", "Recording", "Source", "opened", "info", "load"
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -98,6 +98,21 @@ class Source:
                 continue
             count -= len(x)
             yield torch.from_numpy(x.mean(axis=1, dtype=np.float64).astype(np.float32))
+
+    def exact(self, lossless: Container[str]) -> tuple[np.ndarray, str]:
+        """All samples `(N, channels)`, and the file's subtype: as int32, full scale 2^31, or as
+        floats of the file's own width, where the subtype is among `lossless`; as float32 where it
+        is not.
+        """
+        kind = self._sound.subtype
+        dtype = {"FLOAT": "float32", "DOUBLE": "float64"}.get(kind, "int32")
+        dtype = dtype if kind in lossless else "float32"
+        size = max(1, BLOCK // self.info.channels)
+        blocks: list[np.ndarray] = []
+        while not blocks or len(blocks[-1]):
+            with _decoding(self.path):
+                blocks.append(self._sound.read(size, dtype=dtype, always_2d=True))
+        return np.concatenate(blocks), kind
 
     def shortfall(self, decoded: int, first: int = 0, count: int = UNKNOWN) -> str:
         """What `partial` is to say after `blocks(first, count)` gave `decoded` samples."""

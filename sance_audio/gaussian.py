@@ -78,47 +78,57 @@ class ComponentGaussian:
         root = self.spectral(noise.unsqueeze(1), along.unsqueeze(1), elsewhere.unsqueeze(1))
         return self.mean + root
 
-    def conditional(self, x: Tensor, known: Tensor) -> ComponentGaussian:
-        """`N(x_u | x_o)`: the cells u that are not known, given those that are, o. Exact.
+    def conditional(self, x: Tensor, known: Tensor, noise: float = 0.0) -> ComponentGaussian:
+        """`N(x_u | x_o)`: the cells u that are not known, given those that are, o, which have
+        further noise of a given variance. Exact.
 
-            N(mu_u + U_u A U_o^T (x_o - mu_o) / s,  s I + U_u A U_u^T)
-            A = (D^-1 + U_o^T U_o / s)^-1 = (I + D U_o^T U_o / s)^-1 D,   D = diag(lambda - s)
+            N(mu_u + U_u a,  s I + U_u A U_u^T),   a = A U_o^T (x_o - mu_o) / t,   t = s + noise
+            A = (D^-1 + U_o^T U_o / t)^-1 = (I + D U_o^T U_o / t)^-1 D,   D = diag(lambda - s)
 
         is low-rank plus isotropic again; its eigenvectors come from an `r x r` problem.
 
         Arguments:
             x: `(B, ...)` of D cells, or 1 in place of B; those that are not known do not matter.
             known: `(D,)`, boolean.
+            noise: Variance of the noise on the known cells.
         """
-        seen, hidden, s = self.basis[:, known], self.basis[:, ~known], self.remainder
-        gain, _ = self._gain(seen)
-        u = x.reshape(len(x), -1)[:, known] - self.mean[:, known]
-        coefficients = gain @ (u.unsqueeze(1) @ seen).mT / s[:, None, None]
-        mean = self.mean[:, ~known] + (hidden @ coefficients).squeeze(2)
+        hidden = self.basis[:, ~known]
+        gain, _ = self._gain(self.basis[:, known], noise)
         q, triangle = torch.linalg.qr(hidden)
         values, vectors = torch.linalg.eigh(triangle @ gain @ triangle.mT)
-        return ComponentGaussian(mean, q @ vectors, s[:, None] + values, s)
+        eigenvalues = self.remainder[:, None] + values
+        mean = self.fitted(x, known, noise)[:, ~known]
+        return ComponentGaussian(mean, q @ vectors, eigenvalues, self.remainder)
 
-    def log_marginal(self, x: Tensor, known: Tensor) -> Tensor:
-        """log N(x_o), `(B,)` in nats: the density of the known cells alone, by the same A.
-
+    def fitted(self, x: Tensor, known: Tensor, noise: float = 0.0) -> Tensor:
+        """`mu + U a`, `(B, D)`: what the known cells say of the modelled directions, everywhere:
+        in the other cells their mean, in the known ones what the directions explain of them.
         Arguments as of `conditional`.
         """
-        seen, s = self.basis[:, known], self.remainder
-        gain, log_det = self._gain(seen)
+        seen = self.basis[:, known]
+        gain, _ = self._gain(seen, noise)
+        u = x.reshape(len(x), -1)[:, known] - self.mean[:, known]
+        a = gain @ (u.unsqueeze(1) @ seen).mT / (self.remainder + noise)[:, None, None]
+        return self.mean + (self.basis @ a).squeeze(2)
+
+    def log_marginal(self, x: Tensor, known: Tensor, noise: float = 0.0) -> Tensor:
+        """log density of the known cells alone, under further noise, `(B,)` in nats, by the same
+        A. Arguments as of `conditional`.
+        """
+        seen, t = self.basis[:, known], self.remainder + noise
+        gain, log_det = self._gain(seen, noise)
         u = (x.reshape(len(x), -1)[:, known] - self.mean[:, known]).unsqueeze(1)
         a = u @ seen
-        explained = (a @ gain @ a.mT).flatten() / s
-        quadratic = (u.square().sum((1, 2)) - explained) / s
-        count = seen.shape[1]
-        return -0.5 * (quadratic + log_det + count * (2 * math.pi * s).log())
+        explained = (a @ gain @ a.mT).flatten() / t
+        quadratic = (u.square().sum((1, 2)) - explained) / t
+        return -0.5 * (quadratic + log_det + seen.shape[1] * (2 * math.pi * t).log())
 
-    def _gain(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def _gain(self, seen: Tensor, noise: float) -> tuple[Tensor, Tensor]:
         """A `(B, r, r)` of the known rows of the basis `(B, D_o, r)`, and
-        `log det(I + D U_o^T U_o / s)` `(B,)`.
+        `log det(I + D U_o^T U_o / t)` `(B,)`.
         """
         d = (self.eigenvalues - self.remainder[:, None]).unsqueeze(2)
-        matrix = d * (seen.mT @ seen) / self.remainder[:, None, None]
+        matrix = d * (seen.mT @ seen) / (self.remainder + noise)[:, None, None]
         matrix = matrix + torch.eye(d.shape[1], dtype=d.dtype, device=d.device)
         gain = torch.linalg.solve(matrix, torch.diag_embed(d.squeeze(2)))
         return (gain + gain.mT) / 2, torch.linalg.slogdet(matrix)[1]

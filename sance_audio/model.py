@@ -14,6 +14,7 @@ from __future__ import annotations
 __all__ = ["AudioEBM"]
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sance_audio import audio, generation
+from sance_audio import audio, generation, restoration
 from sance_audio.chunks import chunk_size, chunked
 from sance_audio.energy import EnergyModel, LogProb, ReferencedEnergy
 from sance_audio.features import LogMel
@@ -96,9 +97,7 @@ class AudioEBM(EnergyModel):
     # From waveforms to energies
 
     def windows(self, waveform: Tensor) -> Tensor:
-        """One clip `(N,)` at the model's rate as windows `(W, window)`, scaled to `peak`; see
-        `audio.windows`.
-        """
+        """One clip `(N,)` as windows `(W, window)`, scaled to `peak` (`audio.windows`)."""
         return audio.windows(waveform, self.window, self.peak)
 
     def log_mels(self, waveforms: Tensor) -> Tensor:
@@ -195,22 +194,19 @@ class AudioEBM(EnergyModel):
         steps: int | None = None,
         reference_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Log-mels of the given classes: exact samples of the reference, moved by Langevin
-        dynamics on the model.
-
-        Arguments:
-            classes: Class of each sample.
-            seeds: Seed of each sample; with its place modulo 16, all that decides it.
-            steps: Langevin steps; the model's own when None.
-            reference_only: Leave the samples as the reference drew them.
-
-        Returns:
-            Cleaned log-mels `(B, 1, M, T)` and their components `(B,)`.
+        """Cleaned log-mels `(B, 1, M, T)` of the given classes and their components `(B,)`: exact
+        samples of the reference, moved by Langevin dynamics, the model's own steps when None.
+        Arguments as of `generation.draw`.
         """
         steps = self.steps if steps is None else steps
-        options = {"step_size": self.step_size, "cap": self.cap}
         return generation.draw(
-            self, classes, seeds, steps=steps, reference_only=reference_only, **options
+            self,
+            classes,
+            seeds,
+            steps=steps,
+            step_size=self.step_size,
+            cap=self.cap,
+            reference_only=reference_only,
         )
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
@@ -250,6 +246,51 @@ class AudioEBM(EnergyModel):
         seeds = clip_seeds(generator, n)
         x, _ = self.draw(self.classes(n, label), seeds, steps=steps, reference_only=reference_only)
         return self.invert(x, seeds)
+
+    # What is missing, from what is there
+
+    def restore(
+        self,
+        waveform: Tensor,
+        sample_rate: int,
+        start: float,
+        end: float,
+        n_samples: int = 16,
+        *,
+        draw: bool = False,
+        label: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """A recording with its hole `[start, end)` filled: with the mean of the model's posterior
+        given the rest of the window around it, or one draw, inverted so that phases join.
+
+        All samples beyond 10 ms of the hole are those given, to the bit; in these 10 ms the
+        recording gives way to the filling (`holes`). What stands in the hole does not matter. A
+        filling that would pass a peak of .999 is scaled down, alone, with a warning. At higher
+        rates than the model's the filling has nothing above half the model's rate.
+
+        Arguments:
+            waveform: `(N,)`, or channels `(C, N)`, each restored on its own; floating point.
+            sample_rate: In Hz.
+            start: Where the hole begins, in seconds.
+            end: Where it ends; at most what leaves some of the model's window around it.
+            n_samples: Posterior samples that the mean is taken over.
+            draw: One of them instead: livelier, and further off on average.
+            label: Class index, where it is known.
+            generator: Seed 0 when None; channel i is the same however many there are.
+
+        Raises:
+            ValueError: a hole that is none, outside of the clip, all of it, or too long for the
+                window; silence or non-finite samples around it; an unknown class.
+        """
+        place = waveform, sample_rate, start, end, n_samples
+        done = restoration.restore(self, *place, draw=draw, label=label, generator=generator)
+        if min(done.gains) < 1:
+            warnings.warn(
+                f"the filling was scaled by {min(done.gains):.3f} so as not to pass {audio.PEAK}",
+                stacklevel=2,
+            )
+        return done.waveform
 
     # To disk and back
 

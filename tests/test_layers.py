@@ -11,9 +11,9 @@ PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
     0: "files processes rows headers decoding audio chunks divergences energy gaussian metrics "
-    "verdicts weights",
-    1: "streams features reference networks samplers config ledger",
-    2: "options generation inversion pictures noise health diagnostics datasets",
+    "tracks verdicts weights",
+    1: "streams features reference networks samplers config ledger holes",
+    2: "options generation restoration inversion pictures noise health diagnostics datasets",
     3: "model toys",
     4: "state evaluation trackers",
     5: "checkpoint detection report",

@@ -1,0 +1,329 @@
+"""Restoration: the posterior against Gaussians that are known, and what must not change."""
+
+import math
+
+import pytest
+import torch
+from checks import holds_on_a_fresh_seed
+from conftest import small_model
+from torch import nn
+
+from sance_audio import AudioEBM, holes, restoration
+from sance_audio.energy import ReferencedEnergy
+from sance_audio.features import LogMel
+from sance_audio.holes import FADE, Hole, hidden_frames, splice
+from sance_audio.reference import GaussianReference
+
+RATE = 4000
+START, END = 0.10, 0.14
+HIDDEN = torch.zeros(16, dtype=torch.bool)
+HIDDEN[5:9] = True
+
+
+def clip(channels: int = 1, length: int = 900, seed: int = 0) -> torch.Tensor:
+    wave = 0.05 * torch.randn(channels, length, generator=torch.Generator().manual_seed(seed))
+    return wave if channels > 1 else wave[0]
+
+
+def fitted_model(trained: bool = True) -> AudioEBM:
+    """The small model, its features fitted to noise, so that it expects such levels."""
+    model = small_model(trained)
+    model.features.fit(model.features.log_mel(clip(8, model.window)))
+    return model
+
+
+def outside(length: int, rate: int, start: float = START, end: float = END) -> torch.Tensor:
+    """Where nothing may change."""
+    t = torch.arange(length) / rate
+    return (t < start - FADE - 0.5 / rate) | (t >= end + FADE + 0.5 / rate)
+
+
+class Quadratic(nn.Module):
+    """`F(x | c) = b . x + x^T diag(a) x / 2`: with a Gaussian reference, a Gaussian."""
+
+    def __init__(self, a: float, cells: int = 256):
+        super().__init__()
+        g = torch.Generator().manual_seed(3)
+        self.b = nn.Parameter(0.5 * torch.randn(cells, generator=g))
+        self.a = nn.Parameter(a * torch.rand(cells, generator=g))
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        return x @ self.b + (x.square() @ self.a) / 2
+
+
+def known_posterior(model: AudioEBM, x: torch.Tensor) -> torch.Tensor:
+    """The exact mean of the hidden cells of a model of one component and a quadratic F."""
+    known = ~HIDDEN.expand(16, 16).flatten()
+    given = model.reference.each().conditional(x, known)
+    mean = restoration.centres(model, x, HIDDEN)[1][0].double()
+    low = given.basis[0] * (given.eigenvalues - given.remainder[:, None])
+    cov = (low @ given.basis[0].T + given.remainder * torch.eye(len(low))).double()
+    network = model.density.network
+    precision = cov.inverse() + torch.diag(network.a[~known]).double()
+    pull = torch.linalg.solve(cov, mean) - network.b[~known].double()
+    return torch.linalg.solve(precision, pull).float().detach()
+
+
+def quadratic_model(a: float, components: int = 1) -> AudioEBM:
+    model = small_model()
+    parts = model.reference.state_dict()
+    reference = GaussianReference(
+        *(parts[k][:components] for k in ("mean", "basis", "eigenvalues", "remainder"))
+    )
+    density = ReferencedEnergy(reference, Quadratic(a))
+    return AudioEBM(model.features, density, frames=16, step_size=0.5).eval()
+
+
+def standardised(model: AudioEBM) -> torch.Tensor:
+    return model.log_mels(clip(length=960).unsqueeze(0)) / 3
+
+
+@pytest.mark.parametrize("a", [0.0, 1.0])
+def test_with_a_quadratic_network_the_mean_is_the_known_gaussian_s(a):
+    """Of 24 independent runs the mean lies within 4 standard errors in every hidden cell."""
+    model = quadratic_model(a)
+    x = standardised(model)
+    exact = known_posterior(model, x)
+
+    def zscores(seed: int, scale: float = 1.0) -> torch.Tensor:
+        runs = [
+            restoration.infer(model, x, HIDDEN, 16, seed=1000 * seed + i, steps=40)
+            for i in range(24)
+        ]
+        found = torch.stack([r[..., HIDDEN].flatten() for r in runs])
+        # a linear F leaves no variance at all: only round-off is left
+        error = (found.std(0) / math.sqrt(24)).clamp_min(1e-5)
+        return (found.mean(0) - scale * exact) / error
+
+    holds_on_a_fresh_seed(zscores)
+    with pytest.raises(AssertionError):  # a planted error of 5 %
+        holds_on_a_fresh_seed(lambda seed: zscores(seed, 1.05))
+
+
+def test_draws_have_the_posterior_s_mean_and_are_cleaned():
+    model = quadratic_model(1.0)
+    x = standardised(model)
+    exact = known_posterior(model, x)
+
+    def zscores(seed: int) -> torch.Tensor:
+        draws = [
+            restoration.infer(model, x, HIDDEN, 1, draw=True, seed=1000 * seed + i, steps=20)
+            for i in range(200)
+        ]
+        found = torch.stack([r[..., HIDDEN].flatten() for r in draws])
+        return (found.mean(0) - exact) / (found.std(0) / math.sqrt(200))
+
+    holds_on_a_fresh_seed(zscores)
+
+
+def test_without_a_network_the_mean_is_the_reference_s_exactly():
+    """Over all components, whatever the chains; of a class, its component's."""
+    model = small_model(trained=False)
+    x = standardised(model)
+    weight, m = restoration.centres(model, x, HIDDEN)
+    for options in ({"reference_only": True}, {"seed": 1}, {"seed": 2}):
+        found = restoration.infer(model, x, HIDDEN, 4, steps=2, **options)
+        assert torch.equal(found[..., HIDDEN].flatten(), weight @ m)
+        assert torch.equal(found[..., ~HIDDEN], x[..., ~HIDDEN])
+    for y in range(3):
+        found = restoration.infer(model, x, HIDDEN, 4, label=y, steps=2)
+        torch.testing.assert_close(found[..., HIDDEN].flatten(), m[y])
+
+
+def test_centres_are_the_dense_formulas_with_what_goes_on():
+    """A component's mean given noisy cells, by solving; and of what that leaves, band by band."""
+    model = small_model(trained=False)
+    x, known = standardised(model), ~HIDDEN.expand(16, 16).flatten()
+    alone = restoration.centres(model, x, HIDDEN, spread=0.0, memory=0.0)
+    every = model.reference.each()
+    torch.testing.assert_close(alone[1], every.conditional(x, known).mean, rtol=1e-4, atol=1e-5)
+    evidence = every.log_marginal(x, known) + model.reference.weight.log()
+    torch.testing.assert_close(alone[0], evidence.softmax(0))
+
+    _, m = restoration.centres(model, x, HIDDEN)
+    lag = (torch.arange(16)[:, None] - torch.arange(16)).abs() * 64 / RATE
+    memory = torch.exp(-lag / restoration.MEMORY)
+    seen = memory[~HIDDEN][:, ~HIDDEN] + restoration.ROUGH * torch.eye(12)
+    for c in range(3):
+        u, lam, s = (
+            model.reference.state_dict()[k][c] for k in ("basis", "eigenvalues", "remainder")
+        )
+        cov = u @ torch.diag(lam - s) @ u.T
+        noisy = cov[known][:, known] + (s + restoration.SPREAD) * torch.eye(int(known.sum()))
+        mean = model.reference.mean[c]
+        fitted = mean + cov[:, known] @ torch.linalg.solve(noisy, x.flatten()[known] - mean[known])
+        left = (x.flatten() - fitted).view(16, 16)[:, ~HIDDEN]
+        onward = left @ torch.linalg.solve(seen, memory[~HIDDEN][:, HIDDEN])
+        expected = (fitted.view(16, 16)[:, HIDDEN] + onward).flatten()
+        torch.testing.assert_close(m[c], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_changes_outside_to_the_bit(dtype):
+    model = fitted_model()
+    for channels, rate in ((1, RATE), (2, RATE), (2, 11025), (1, 3000)):
+        wave = clip(channels, 3 * rate).to(dtype)
+        done = model.restore(wave, rate, START, END, 2)
+        far = outside(3 * rate, rate)
+        assert done.shape == wave.shape
+        assert done.dtype == dtype
+        assert torch.equal(done[..., far], wave[..., far])
+        assert not torch.equal(done, wave)
+        assert torch.isfinite(done).all()
+        assert (3 * rate - int(far.sum())) / rate == pytest.approx(
+            END - START + 2 * FADE, abs=0.001
+        )
+
+
+def test_what_stands_in_the_hole_does_not_matter():
+    model, wave = fitted_model(), clip()
+    spoilt = wave.clone()
+    spoilt[round(START * RATE) : round(END * RATE)] = torch.nan
+    assert torch.equal(
+        model.restore(wave, RATE, START, END, 2), model.restore(spoilt, RATE, START, END, 2)
+    )
+
+
+def test_a_channel_is_the_same_alone_and_a_seed_is_a_seed():
+    model, wave = fitted_model(), clip(3)
+    together = model.restore(wave, RATE, START, END, 3, generator=torch.Generator().manual_seed(5))
+    alone = model.restore(wave[0], RATE, START, END, 3, generator=torch.Generator().manual_seed(5))
+    two = model.restore(wave[:2], RATE, START, END, 3, generator=torch.Generator().manual_seed(5))
+    other = model.restore(wave[0], RATE, START, END, 3, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(together[0], alone)
+    assert torch.equal(together[:2], two)
+    assert not torch.equal(other, alone)
+
+
+def test_one_draw_differs_from_the_mean_and_between_seeds():
+    model, wave = fitted_model(), clip()
+    results = [model.restore(wave, RATE, START, END, 3)]
+    for seed in (1, 2):
+        g = torch.Generator().manual_seed(seed)
+        results.append(model.restore(wave, RATE, START, END, 3, draw=True, generator=g))
+    assert torch.pdist(torch.stack(results)).min() > 1e-3
+
+
+def test_level_is_no_evidence_in_the_hole_either():
+    model, wave = fitted_model(), clip()
+    loud, quiet = (model.restore(g * wave, RATE, START, END, 2) / g for g in (1.0, 0.125))
+    torch.testing.assert_close(loud, quiet, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hole_at_either_edge_and_in_a_long_clip():
+    model = fitted_model()
+    for length, start, end in ((900, 0.0, 0.05), (900, 0.175, 0.225), (40_000, 5.0, 5.04)):
+        wave = clip(length=length)
+        done = model.restore(wave, RATE, start, end, 2)
+        far = outside(length, RATE, start, end)
+        assert torch.equal(done[far], wave[far])
+        hole = slice(round(start * RATE), round(end * RATE))
+        assert done[hole].abs().max() > 0
+        far_away = wave.clone()
+        if length > 10_000:  # beyond the window only the peak counts
+            far_away[:8000] *= 0.5
+            assert torch.equal(model.restore(far_away, RATE, start, end, 2)[hole], done[hole])
+
+
+@pytest.mark.parametrize("rate", [RATE, 8000, 11025, 3000])
+def test_what_is_taken_to_the_model_s_rate_comes_back_in_its_place(rate):
+    """A mistake of a sample would show: a tone moves by 0.2 within one."""
+    tone = 0.3 * torch.sin(2 * math.pi * 400 * torch.arange(rate) / rate)
+    hole = Hole(round(0.4 * rate), round(0.45 * rate))
+    place = holes.view(hole, rate, rate, RATE, 960)
+    assert 0 < place.hole.first < place.hole.stop < 960
+    assert (place.hole.stop - place.hole.first) / RATE == pytest.approx(0.05, abs=3 / RATE)
+    part = Hole(place.first + rate // 50, hole.first - rate // 100)
+    back = place.give(place.take(tone, hole), part)
+    torch.testing.assert_close(back, tone[part.first : part.stop], rtol=0, atol=0.01)
+    shifted = place.give(place.take(tone.roll(1), hole), part)
+    assert (shifted - tone[part.first : part.stop]).abs().max() > 0.05
+
+
+def test_the_filling_alone_is_scaled_and_says_so():
+    wave, hole = clip(), Hole(400, 560)
+    part = hole.faded(900, RATE)
+    loud = torch.full((part.stop - part.first,), 4.0)
+    out, gain = splice(wave, loud, hole, RATE)
+    assert gain == pytest.approx(0.999 / 4)
+    assert out[400:560].abs().max() <= 0.999
+    assert torch.equal(out[: part.first], wave[: part.first])
+    assert torch.equal(out[part.stop :], wave[part.stop :])
+    assert splice(wave, 0.1 * loud, hole, RATE)[1] == 1
+
+    model = fitted_model()
+    model.inverter.fill = lambda mel, known, *_: torch.full_like(known, 9.0)  # type: ignore
+    with pytest.warns(UserWarning, match="scaled by"):
+        done = model.restore(clip(), RATE, START, END, 2)
+    assert done.abs().max() <= 0.999
+    assert torch.equal(done[outside(900, RATE)], clip()[outside(900, RATE)])
+
+
+def test_the_cross_fade_is_smooth_and_lies_outside_the_hole():
+    hole, n = Hole(400, 560), 900
+    part = hole.faded(n, RATE)
+    assert part == (400 - 40, 560 + 40)
+    out, _ = splice(torch.full((n,), 0.5), torch.zeros(part.stop - part.first), hole, RATE)
+    assert (out[400:560] == 0).all()
+    assert (out.diff().abs() < 0.5 * math.pi / 2 / 40 * 1.01).all()
+    same, _ = splice(torch.full((n,), 0.5), torch.full((part.stop - part.first,), 0.5), hole, RATE)
+    torch.testing.assert_close(same, torch.full((n,), 0.5))
+
+
+def test_hidden_frames_are_those_that_see_the_hole():
+    f = LogMel(RATE, n_fft=256, hop_length=64, n_mels=16)
+    wave, hole = clip(length=960), Hole(400, 500)
+    hidden = hidden_frames(f.window, 64, hole, 16)
+    spoilt = wave.clone()
+    spoilt[400:500] = 0
+    change = (f(wave.unsqueeze(0)) - f(spoilt.unsqueeze(0))).abs()[0, 0].amax(0)
+    assert change[~hidden].max() < 0.1
+    assert (change[hidden] > 0.01).all()
+    assert hidden.tolist() == [5 <= t <= 9 for t in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        (0.2, 0.1, "must come before its end"),
+        (0.1, 0.1, "must come before its end"),
+        (math.nan, 0.1, "must be finite"),
+        (0.0, math.inf, "must be finite"),
+        (-0.1, 0.1, "lies outside of the clip, which lasts from 0 to 0.225 s"),
+        (0.1, 0.3, "lies outside of the clip"),
+        (5.0, 6.0, "lies outside of the clip"),
+        (0.0, 0.225, "is the whole clip"),
+        (0.1, 0.1 + 1e-6, "holds no sample"),
+    ],
+)
+def test_holes_that_are_none(start, end, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        fitted_model().restore(clip(), RATE, start, end)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_mistakes():
+    model, wave = fitted_model(), clip()
+    spoilt = wave.clone()
+    spoilt[10] = torch.inf
+    silent = torch.zeros(900)
+    silent[410:500] = 1.0
+    long = clip(length=8000)
+    at = (RATE, START, END)
+    for arguments, options, message in (
+        ((wave, *at, 0), {}, "n_samples and steps must be at least 1, found 0"),
+        ((wave, *at), {"label": 3}, "label 3 is none of the 3 classes"),
+        ((spoilt, *at), {}, "1 samples outside of the hole are NaN or infinite"),
+        ((silent, *at), {}, "silent around the hole"),
+        ((torch.zeros(900), *at), {}, "silent around the hole"),
+        ((long, RATE, 0.1, 0.4), {}, r"the model's window is 0\.24 s long"),
+        ((long, RATE, 1.0, 1.23), {}, r"no frame of the model's window of 0\.24 s"),
+        ((torch.ones(900, dtype=torch.int16), *at), {}, "floating-point samples"),
+        ((torch.zeros(0), *at), {}, "expected a waveform"),
+        ((torch.zeros(1, 2, 900), *at), {}, "expected a waveform"),
+        ((wave, 0, START, END), {}, "sample_rate"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            model.restore(*arguments, **options)
+        assert "\n" not in str(caught.value)

@@ -124,7 +124,9 @@ def test_gradient_evaluations(name, generator):
 
     per_step, rows = EVALUATIONS[name]
     sample(counted, SAMPLERS[name](), torch.zeros(6, 4), 7, generator=generator)
-    assert calls == [rows] * (1 + 7 * per_step)
+    # one at the start; of the last step of an unadjusted sampler none is needed
+    spare = "langevin" in name and "adjusted" not in name
+    assert calls == [rows] * (1 + 7 * per_step - spare)
 
 
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "item"}

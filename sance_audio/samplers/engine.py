@@ -118,8 +118,10 @@ def _run(
     watch = Watch(state)
     walk = stepper(energy, sampler, state, 1 if seen else compute.block, compute)
     kept, done = [], 0
-    while done < steps:
-        block = 1 if seen else min(BLOCK, steps - done)
+    spare = callback is None and compute.path == "eager" and _unadjusted(sampler)
+    last_evaluated = steps - 1 if spare else steps  # the last gradient would not be used
+    while done < last_evaluated:
+        block = 1 if seen else min(max(BLOCK, compute.block), last_evaluated - done)
         before = state
         for after, info, count in walk(before, block, generator):
             watch.step(after, info, count)
@@ -129,7 +131,17 @@ def _run(
             callback(done, state, last)
         if thin is not None and done % thin == 0:
             kept.append(state.x)
+    if spare:
+        x = sampler.propose(state, sampler.draw(state.x, state.step, generator))
+        state = watch.block(state, state._replace(x=x), steps)
+        if thin is not None and steps % thin == 0:
+            kept.append(state.x)
     return (torch.stack(kept) if thin is not None else state.x), watch.report()
+
+
+def _unadjusted(sampler: Any) -> bool:
+    """Whether a step's x is known before its energy is."""
+    return hasattr(sampler, "propose") and sampler.target >= 1
 
 
 def check_chains(x0: Tensor, steps: int, generator: Generators) -> None:
@@ -207,7 +219,7 @@ def _tell(reports: list[Report], sampler: Any, steps: int) -> None:
         if len(stopped) == offset:
             raise SamplingError(f"{text}; none is left. A smaller step_size, or other starts")
         warnings.warn(text, SamplingWarning, stacklevel=3)
-    if getattr(sampler, "target", 1.0) >= 1:
+    if getattr(sampler, "target", 1.0) >= 1:  # rejects nothing
         return
     expected = sum(report.expected for report in reports)
     rejected = sum(report.rejected for report in reports)

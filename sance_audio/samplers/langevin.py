@@ -54,15 +54,19 @@ class Langevin(StepSized):
     def init(self, energy: Energy, x: Tensor) -> State:
         return State(x, *value_and_grad(energy, x))
 
-    def move(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def propose(self, state: State, noise: Noise) -> Tensor:
+        """x' `(B, ...)`."""
         eps, drift, xi = self.eps(noise), state.grad, noise[0]
         if self.preconditioner is not None:
             drift, xi = self.preconditioner.apply(drift), self.preconditioner.root(xi)
         if isinstance(eps, Tensor):
             eps = per_row(eps, xi)
-            x = state.x - eps * drift + (2 * eps) ** 0.5 * xi
-        else:  # two passes over x in place of four
-            x = torch.add(state.x, drift, alpha=-eps).add_(xi, alpha=(2 * eps) ** 0.5)
+            return state.x - eps * drift + (2 * eps) ** 0.5 * xi
+        # two passes over x in place of four
+        return torch.add(state.x, drift, alpha=-eps).add_(xi, alpha=(2 * eps) ** 0.5)
+
+    def move(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+        x = self.propose(state, noise)
         value, grad = value_and_grad(energy, x)
         return State(x, value, grad, state.step + 1), Info(torch.ones_like(value))
 
@@ -158,24 +162,30 @@ class ReferenceLangevin(StepSized):
 
     def part(self, energy: Any) -> Any:
         """F: the energy less that of the reference."""
-        learnt = getattr(energy, "learnt", None)
-        return learnt or (lambda x: energy(x) + self.reference.log_prob(x))
+        if hasattr(energy, "learnt"):
+            return energy.learnt
+        return lambda x: energy(x) + self.reference.log_prob(x)
 
     def random(self, x: Tensor, generator: Generators) -> Noise:
         xi = randn(x.flatten(1), generator)
         return (xi, log_uniform(x, generator)) if self.adjusted else (xi,)
 
-    def move(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+    def propose(self, state: State, noise: Noise) -> Tensor:
+        """x' `(B, ...)`."""
         lam, rho = self._lambda, self._rho(noise)
         factors = torch.stack([rho, -(1 - rho) * lam, ((1 - rho**2) * lam).sqrt()], 1)
         u = state.x.flatten(1) - self.reference.mean
         vectors = torch.stack([u, state.grad.flatten(1), noise[0]], 1)
         moved = self.reference.spectral(vectors, factors[..., :-1], factors[..., -1])
-        x = (self.reference.mean + moved).view_as(state.x)
+        return (self.reference.mean + moved).view_as(state.x)
+
+    def move(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+        x = self.propose(state, noise)
         proposal = State(x, *value_and_grad(self.part(energy), x), state.step + 1)
         if not self.adjusted:
             return proposal, Info(torch.ones_like(proposal.value))
-        return metropolis(state, proposal, self._log_ratio(state, proposal, rho), noise[1])
+        log_ratio = self._log_ratio(state, proposal, self._rho(noise))
+        return metropolis(state, proposal, log_ratio, noise[1])
 
     def _rho(self, noise: Noise) -> Tensor:
         """`(B, r + 1)`: along each direction of the basis, and elsewhere."""

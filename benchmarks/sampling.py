@@ -1,0 +1,234 @@
+"""Langevin steps, side by side: torchebm, ebmkit, a bare loop, and ours.
+
+    python -m benchmarks.sampling                  # the CPU, one thread; some minutes
+    python -m benchmarks.sampling --device cuda    # a GPU
+
+Same energies, chains, starts and step size, one process, in turn; medians, and ratios round by
+round. "ours, chosen" takes the path that `choose` measured to be the fastest; where it is the
+eager one, the compiled one is shown beside it. Effective samples a second are those of the slowest
+direction of the small network's target, from long runs of each sampler.
+
+Needs the extra [bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import peers
+from sance_audio.diagnostics import mean_ess
+from sance_audio.networks import SIZES, ResidualEnergy
+from sance_audio.samplers import HMC, MALA, Compute, Langevin, choose, sample, warm_up
+
+EPS = 0.01
+CHAINS = (1, 64, 1024)
+
+
+class SmallMLP(nn.Module):
+    """2 - 64 - 64 - 1 with SiLU, and a unit Gaussian that keeps chains together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)]
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.net(x).squeeze(-1) + 0.5 * x.square().sum(1)
+
+
+class Spectrogram(nn.Module):
+    """The energy network of a preset on log-mels of 64 x 64, and a unit Gaussian."""
+
+    def __init__(self, size: str):
+        super().__init__()
+        self.net = ResidualEnergy(1, **SIZES[size])
+        nn.init.normal_(self.net.head.weight, std=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + 0.5 * x.flatten(1).square().sum(1)
+
+
+def energies(device: torch.device) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Energy, and the shape of one x."""
+    torch.manual_seed(0)
+    built: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "small MLP": (SmallMLP(), (2,)),
+        "CPU network": (Spectrogram("cpu"), (1, 64, 64)),
+        "GPU network": (Spectrogram("gpu"), (1, 64, 64)),
+    }
+    return {k: (e.to(device).requires_grad_(False), shape) for k, (e, shape) in built.items()}
+
+
+def micro(runs: dict[str, peers.Run], seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Microseconds a step of each, in turn; about `seconds` a measurement."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    began = time.perf_counter()
+    for run in runs.values():  # warm-up, and how long a step takes
+        run(2)
+    steps = max(2, int(seconds / ((time.perf_counter() - began) / (2 * len(runs)))))
+    steps = min(480, -(-steps // 16) * 16 if steps > 16 else steps)
+    for run in runs.values():
+        run(steps)
+    for _ in range(rounds):
+        for name, run in runs.items():
+            _wait()
+            began = time.perf_counter()
+            run(steps)
+            _wait()
+            found[name].append((time.perf_counter() - began) / steps * 1e6)
+    return found
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def contestants(
+    energy: Any, x0: Tensor, compiled: bool, bfloat16: bool
+) -> tuple[dict[str, peers.Run], str]:
+    """The runs to compare, and in words what was chosen."""
+    paths = ("compiled", "cuda_graph") if compiled else ()
+    chosen = choose(energy, Langevin(EPS), x0, paths=paths)
+    runs = {
+        "bare loop": peers.bare(energy, x0, EPS),
+        "torchebm": peers.torchebm(energy, x0, EPS),
+        "ebmkit": peers.ebmkit(energy, x0, EPS),
+        "ours, eager": peers.ours(energy, x0, EPS),
+    }
+    if chosen.path != "eager":
+        runs[f"ours, chosen ({chosen.path})"] = peers.ours(energy, x0, EPS, chosen)
+    elif compiled:
+        runs["ours, compiled (not chosen)"] = peers.ours(energy, x0, EPS, Compute("compiled"))
+    if bfloat16:
+        runs["ours, bfloat16"] = peers.ours(energy, x0, EPS, Compute(precision="bfloat16"))
+    return runs, chosen.why
+
+
+def speed(device: torch.device, rounds: int, seconds: float, largest: int) -> None:
+    """Time a step of every contestant, by network and number of chains."""
+    for name, (energy, shape) in energies(device).items():
+        for chains in CHAINS:
+            if chains * torch.Size(shape).numel() > largest:
+                print(f"\n{name}, {chains} chains: not run (--largest {largest})")
+                continue
+            x0 = torch.randn(chains, *shape, generator=torch.Generator().manual_seed(0))
+            compiled = name != "GPU network" or device.type == "cuda"
+            bfloat16 = name != "small MLP" and chains > 1
+            runs, why = contestants(energy, x0.to(device), compiled, bfloat16)
+            found = micro(runs, seconds, rounds)
+            print(f"\n{name}, {chains} chains (choose: {why})")
+            print(f"{'':34}{'us a step':>12}{'steps/s':>10}{'/ bare':>8}", end="")
+            print(f"{'torchebm /':>12}{'ebmkit /':>10}")
+            for contestant, own in found.items():
+                ratios = [
+                    statistics.median(a / b for a, b in zip(x, y, strict=True))
+                    for x, y in (
+                        (own, found["bare loop"]),
+                        (found["torchebm"], own),
+                        (found["ebmkit"], own),
+                    )
+                ]
+                median = statistics.median(own)
+                print(
+                    f"{contestant:34}{median:12.1f}{1e6 / median:10.1f}{ratios[0]:8.2f}"
+                    f"{ratios[1]:12.2f}{ratios[2]:10.2f}"
+                )
+
+
+def effective(device: torch.device, rounds: int, chains: int = 64, steps: int = 2000) -> None:
+    """Effective samples a second on the small network's target: the smaller of its two directions,
+    every sampler of ours at its own step size (ULA at that of the peers).
+    """
+    energy, shape = energies(device)["small MLP"]
+    generator = torch.Generator(device).manual_seed(0)
+    x0 = torch.randn(chains, *shape, device=device)
+    samplers: dict[str, Any] = {"ULA, eps 0.01": Langevin(EPS)}
+    for name, start in (("MALA", MALA(0.1)), ("HMC, 5 steps", HMC(0.1, 5))):
+        samplers[f"{name}, warmed up"], _ = warm_up(energy, start, x0, 300, generator=generator)
+    print(f"\nsmall MLP, {chains} chains: effective samples a second, {steps} steps")
+    print(f"{'':44}{'ESS / step':>12}{'ESS / s':>12}")
+    for name, sampler in samplers.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            draws = sample(energy, sampler, x0, steps, generator=generator, thin=1)
+        ess = float(mean_ess(draws[steps // 4 :].transpose(0, 1)).min()) / (0.75 * steps)
+        chosen = choose(energy, sampler, x0)
+        runs = {"ours": _runner(energy, sampler, x0, chosen)}
+        if isinstance(sampler, Langevin):
+            runs["torchebm"] = peers.torchebm(energy, x0, EPS)
+            runs["ebmkit"] = peers.ebmkit(energy, x0, EPS)
+        for who, times in micro(runs, 0.1, rounds).items():
+            rate = 1e6 / statistics.median(times)
+            print(f"{who + ', ' + name:44}{ess:12.3f}{ess * rate:12.0f}")
+
+
+def _runner(energy: Any, sampler: Any, x0: Tensor, compute: Compute) -> peers.Run:
+    generator = torch.Generator(x0.device).manual_seed(0)
+    return lambda steps: sample(energy, sampler, x0, steps, generator=generator, compute=compute)
+
+
+def bias(device: torch.device, chains: int = 64, steps: int = 200) -> None:
+    """What bfloat16 does: to the gradient, and to where chains end, same noise."""
+    energy, shape = energies(device)["CPU network"]
+    x0 = torch.randn(chains, *shape, device=device)
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        generator = torch.Generator(device).manual_seed(0)
+        compute = Compute(precision=precision)
+        ends[precision] = sample(
+            energy, Langevin(EPS), x0, steps, generator=generator, compute=compute
+        )
+    with torch.no_grad():
+        net = {k: energy.net(x) for k, x in ends.items()}  # type: ignore[operator]
+        plain = {k: 0.5 * x.flatten(1).square().sum(1) for k, x in ends.items()}
+    for what, value in (("network's energy", net), ("Gaussian part", plain)):
+        gap = value["bfloat16"] - value["float32"]
+        print(
+            f"bfloat16 less float32, {steps} steps, {what:18} mean {float(gap.mean()):+.4f} nats, "
+            f"standard error {float(gap.std()) / chains**0.5:.4f}, of a spread between chains of "
+            f"{float(value['float32'].std()):.3f}"
+        )
+
+
+def synchronisations(device: torch.device) -> None:
+    """Steps with every wait of the host for the device forbidden."""
+    energy, shape = energies(device)["GPU network"]
+    sampler, x0 = Langevin(EPS), torch.randn(64, *shape, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    state = sampler.init(energy, x0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            state, _ = sampler.step(energy, state, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    print("\n20 steps of 64 chains without a synchronisation")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.25, help="of one measurement")
+    parser.add_argument("--largest", type=int, default=2**23, help="cells of all chains together")
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    torch.set_num_threads(1)
+    speed(device, args.rounds, args.seconds, args.largest)
+    effective(device, args.rounds)
+    print()
+    bias(device)
+    if device.type == "cuda":
+        synchronisations(device)
+
+
+if __name__ == "__main__":
+    main()

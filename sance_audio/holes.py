@@ -92,12 +92,12 @@ class View(NamedTuple):
     """Samples of the window, at the model's rate."""
 
     def take(self, clip: Tensor, hole: Hole) -> Tensor:
-        """The window `(window,)` of a clip `(N,)`, zero in the hole.
+        """The window `(window,)` of a clip `(N,)`, zero in the hole; float32, on the CPU.
 
         Where the rate changes, a straight line bridges the hole first: the edges of a silence
         would ring into the samples around it.
         """
-        clip = clip.float()[self.first : self.stop].clone()
+        clip = clip[self.first : self.stop].detach().float().cpu().clone()
         first, stop = hole.first - self.first, hole.stop - self.first
         edge = clip[[max(first - 1, 0), min(stop, len(clip) - 1)]]
         left = edge[0] if first > 0 else edge[1]

@@ -81,7 +81,7 @@ def restore(
     """Fill the hole from `start` to `end` of a recording. `AudioEBM.restore` says how and with
     what arguments.
     """
-    clip = torch.as_tensor(waveform)
+    clip = torch.as_tensor(waveform).detach()
     rows = clip if clip.ndim == 2 else clip.unsqueeze(0)
     if clip.ndim not in (1, 2) or clip.numel() == 0 or not clip.is_floating_point():
         raise ValueError(

@@ -101,6 +101,30 @@ def test_with_a_quadratic_network_the_mean_is_the_known_gaussian_s(a):
         holds_on_a_fresh_seed(lambda seed: zscores(seed, 1.05))
 
 
+@pytest.mark.parametrize("fault", ["sign", "mask", "covariance"])
+def test_planted_faults_of_the_posterior_are_caught(fault, monkeypatch):
+    """The network's pull the wrong way round, a mask a frame off, another covariance."""
+    model = quadratic_model(1.0)
+    x = standardised(model)
+    exact = known_posterior(model, x)
+    if fault == "sign":
+        moved = restoration._moved
+        monkeypatch.setattr(restoration, "_moved", lambda *a: -moved(*a))
+    if fault == "covariance":
+        monkeypatch.setattr(
+            restoration, "_moved", lambda chains, given: chains.mean_grad.mean(0) * 0.1
+        )
+    hidden = HIDDEN.roll(1) if fault == "mask" else HIDDEN
+
+    def zscores(seed: int) -> torch.Tensor:
+        runs = [restoration.infer(model, x, hidden, 8, seed=seed + i, steps=20) for i in range(8)]
+        found = torch.stack([r[..., hidden].flatten() for r in runs])
+        return (found.mean(0) - exact) / (found.std(0) / math.sqrt(8)).clamp_min(1e-5)
+
+    with pytest.raises(AssertionError):
+        holds_on_a_fresh_seed(zscores, limit=8.0)  # few runs: heavier tails than a normal's
+
+
 def test_draws_have_the_posterior_s_mean_and_are_cleaned():
     model = quadratic_model(1.0)
     x = standardised(model)
@@ -174,6 +198,28 @@ def test_nothing_changes_outside_to_the_bit(dtype):
         assert (3 * rate - int(far.sum())) / rate == pytest.approx(
             END - START + 2 * FADE, abs=0.001
         )
+
+
+@pytest.mark.parametrize("fault", ["scaled", "wide", "early", "rounded"])
+def test_planted_faults_outside_are_caught(fault, monkeypatch):
+    """The whole clip scaled with its filling, too wide a fade, a hole a little early, another
+    type in between.
+    """
+    find = restoration.find_hole
+
+    def faulty(clip, filling, hole, rate):
+        out, gain = splice(clip, filling, hole, rate)
+        changed = {"scaled": (1 - 1e-6) * out, "rounded": out.half().to(out.dtype)}
+        return changed.get(fault, out), gain
+
+    monkeypatch.setattr(restoration, "splice", faulty)
+    if fault == "wide":
+        monkeypatch.setattr(holes, "FADE", 1.1 * FADE)
+    if fault == "early":
+        monkeypatch.setattr(restoration, "find_hole", lambda *a: Hole(*(i - 2 for i in find(*a))))
+    wave = clip()
+    done = fitted_model().restore(wave, RATE, START, END, 2)
+    assert not torch.equal(done[outside(900, RATE)], wave[outside(900, RATE)])
 
 
 def test_what_stands_in_the_hole_does_not_matter():

@@ -19,7 +19,8 @@ A recording is not of the model: it lies further from the few directions of a co
 clips that these were fitted to, and does so steadily. So the Gaussians see the known cells under
 a further variance `SPREAD`, in m_c and p(c | x_o), and what they leave of the known cells goes on
 into the hole, band by band, with a correlation of `exp(-|t - t'| / MEMORY)`, which adds to m_c.
-All three settings were chosen on validation clips (`benchmarks/restoration.py`).
+These settings were chosen on validation clips of spoken digits; `benchmarks/restoration.py` shows
+what each part is worth.
 
 References:
     Zero variance Markov chain Monte Carlo for Bayesian estimators (Mira, Solgi & Imparato, 2013)
@@ -82,29 +83,37 @@ def restore(
     what arguments.
     """
     clip = torch.as_tensor(waveform).detach()
-    rows = clip if clip.ndim == 2 else clip.unsqueeze(0)
-    if clip.ndim not in (1, 2) or clip.numel() == 0 or not clip.is_floating_point():
-        raise ValueError(
-            f"expected a waveform (N,) or (channels, N) of floating-point samples, found "
-            f"{tuple(clip.shape)} of {clip.dtype}"
-        )
+    rows = _channels(clip)
     if n_samples < 1 or steps < 1:
         raise ValueError(f"n_samples and steps must be at least 1, found {n_samples} and {steps}")
     model.reference.log_weight(label)  # an unknown class is an error
     n = rows.shape[1]
     hole = find_hole(start, end, n, sample_rate)
     place = view(hole, n, sample_rate, model.sample_rate, model.window)
+    part = hole.faded(n, sample_rate)
+    seeds = clip_seeds(generator, len(rows))
     options = {"draw": draw, "label": label, "steps": steps, "reference_only": reference_only}
-    filled, gains = [], []
-    for channel, seed in zip(rows, clip_seeds(generator, len(rows)), strict=True):
+
+    def one(which: slice) -> tuple[Tensor, float]:
+        channel, seed = rows[which.start], seeds[which.start]
         wave, scale = _known(model, channel, hole, place)
         sound = _sound(model, wave, place, n_samples, seed=seed, **options)
-        filling = place.give(sound.cpu() / scale, hole.faded(n, sample_rate))
-        out, factor = splice(channel, filling, hole, sample_rate)
-        filled.append(out)
-        gains.append(factor)
-    result = torch.stack(filled) if clip.ndim == 2 else filled[0]
-    return Restored(result, hole.faded(n, sample_rate), gains)
+        return splice(channel, place.give(sound.cpu() / scale, part), hole, sample_rate)
+
+    with frozen(model.density.network):
+        done = run_chunks(one, slices(len(rows), 1), parallel=model.device.type == "cpu")
+    filled, gains = zip(*done, strict=True)
+    return Restored(torch.stack(filled).reshape(clip.shape), part, list(gains))
+
+
+def _channels(clip: Tensor) -> Tensor:
+    """`(channels, N)` of a recording of one or several channels."""
+    if clip.ndim not in (1, 2) or clip.numel() == 0 or not clip.is_floating_point():
+        raise ValueError(
+            f"expected a waveform (N,) or (channels, N) of floating-point samples, found "
+            f"{tuple(clip.shape)} of {clip.dtype}"
+        )
+    return clip if clip.ndim == 2 else clip.unsqueeze(0)
 
 
 def _known(model: Any, channel: Tensor, hole: Hole, place: View) -> tuple[Tensor, float]:

@@ -164,7 +164,7 @@ def test_info_and_help_and_version(finished_run, capsys):
     for arguments in (["--help"], [], ["train"], ["--version"]):
         cli.main(arguments)
         assert capsys.readouterr().out.strip()
-    for command in ("generate", "score", "evaluate", "page", "info"):
+    for command in ("generate", "restore", "score", "evaluate", "page", "info"):
         with pytest.raises(SystemExit) as caught:
             cli.main([command, "--help"])
         assert caught.value.code == 0

@@ -1,5 +1,8 @@
 """Restored files: `sance-audio restore`, and tracks that keep every sample they do not change."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +129,22 @@ def test_the_command_agrees_with_the_python_interface_and_with_itself(run, tmp_p
     again = AudioEBM.from_pretrained(run).restore(wave, RATE, START, END)
     assert np.array_equal(again.numpy(), a)
     assert "0.090 to 0.150 s" in capsys.readouterr().out
+
+
+def test_another_process_writes_the_same_bytes(run, tmp_path):
+    """Whatever the number of threads that the environment asks for."""
+    before, written = tmp_path / "in.wav", []
+    soundfile.write(before, noise(2), RATE)
+    for threads in ("1", "2"):
+        out = tmp_path / f"{threads}.wav"
+        subprocess.run(
+            [sys.executable, "-m", "sance_audio", "restore", run, before, out, *map(str, HOLE)],
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            check=True,
+            capture_output=True,
+        )
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
 
 
 def test_a_file_may_be_restored_in_place_and_broken_samples_mended(run, tmp_path):

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-wheel lint format bench clean
+.PHONY: help setup demo test test-slow test-wheel lint format faults bench clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -43,7 +43,14 @@ format: $(READY) ## rewrite in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## speed, side by side with the peers
+faults: $(READY) ## plant faults into the samplers; every one must be caught
+	$(BIN)/python tests/planted_faults.py
+
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench  ## speed, side by side with the peers; some 25 minutes
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove caches and builds; runs stay

@@ -1,6 +1,7 @@
 """All benchmarks, one after the other."""
 
-from benchmarks import inversion, threads
+from benchmarks import inversion, sampling, threads
 
 threads.main()
 inversion.main()
+sampling.main([])

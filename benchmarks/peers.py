@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Run", "bare", "torchebm", "ebmkit", "ours"]
+__all__ = ["Run", "bare", "torchebm", "ebmkit", "others", "ours"]
 
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +34,8 @@ def bare(energy: Any, x0: Tensor, eps: float) -> Run:
 
 def torchebm(energy: Any, x0: Tensor, eps: float) -> Run:
     """torchebm's LangevinDynamics."""
-    from torchebm.core import BaseModel  # type: ignore[import-not-found]
-    from torchebm.samplers import LangevinDynamics  # type: ignore[import-not-found]
+    from torchebm.core import BaseModel
+    from torchebm.samplers import LangevinDynamics
 
     class Model(BaseModel):
         def forward(self, x: Tensor) -> Tensor:
@@ -48,10 +48,21 @@ def torchebm(energy: Any, x0: Tensor, eps: float) -> Run:
 
 def ebmkit(energy: Any, x0: Tensor, eps: float) -> Run:
     """ebmkit's LangevinDynamics."""
-    from ebm.samplers import LangevinDynamics  # type: ignore[import-not-found]
+    from ebm.samplers import LangevinDynamics
 
     sampler = LangevinDynamics(step_size=eps)
     return lambda steps: sampler.sample(energy, x0, steps=steps)
+
+
+def others(energy: Any, x0: Tensor, eps: float) -> dict[str, Run]:
+    """torchebm and ebmkit, as far as they are installed."""
+    found: dict[str, Run] = {}
+    for peer in (torchebm, ebmkit):
+        try:
+            found[peer.__name__] = peer(energy, x0, eps)
+        except ImportError:
+            print(f"{peer.__name__} is not installed: pip install 'sance-audio[bench]'")
+    return found
 
 
 def ours(energy: Any, x0: Tensor, eps: float, compute: Compute | None = None) -> Run:

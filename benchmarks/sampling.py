@@ -72,8 +72,8 @@ def micro(runs: dict[str, peers.Run], seconds: float, rounds: int) -> dict[str, 
     began = time.perf_counter()
     for run in runs.values():  # warm-up, and how long a step takes
         run(2)
-    steps = max(2, int(seconds / ((time.perf_counter() - began) / (2 * len(runs)))))
-    steps = min(480, -(-steps // 16) * 16 if steps > 16 else steps)
+    steps = int(seconds / ((time.perf_counter() - began) / (2 * len(runs))))
+    steps = min(480, max(16, -(-steps // 16) * 16))  # whole blocks of the compiled path
     for run in runs.values():
         run(steps)
     for _ in range(rounds):
@@ -97,12 +97,8 @@ def contestants(
     """The runs to compare, and in words what was chosen."""
     paths = ("compiled", "cuda_graph") if compiled else ()
     chosen = choose(energy, Langevin(EPS), x0, paths=paths)
-    runs = {
-        "bare loop": peers.bare(energy, x0, EPS),
-        "torchebm": peers.torchebm(energy, x0, EPS),
-        "ebmkit": peers.ebmkit(energy, x0, EPS),
-        "ours, eager": peers.ours(energy, x0, EPS),
-    }
+    runs = {"bare loop": peers.bare(energy, x0, EPS), **peers.others(energy, x0, EPS)}
+    runs["ours, eager"] = peers.ours(energy, x0, EPS)
     if chosen.path != "eager":
         runs[f"ours, chosen ({chosen.path})"] = peers.ours(energy, x0, EPS, chosen)
     elif compiled:
@@ -123,24 +119,23 @@ def speed(device: torch.device, rounds: int, seconds: float, largest: int) -> No
             compiled = name != "GPU network" or device.type == "cuda"
             bfloat16 = name != "small MLP" and chains > 1
             runs, why = contestants(energy, x0.to(device), compiled, bfloat16)
-            found = micro(runs, seconds, rounds)
+            large = x0.numel() > 2**20 and device.type == "cpu"
+            found = micro(runs, seconds, 3 if large else rounds)
             print(f"\n{name}, {chains} chains (choose: {why})")
-            print(f"{'':34}{'us a step':>12}{'steps/s':>10}{'/ bare':>8}", end="")
-            print(f"{'torchebm /':>12}{'ebmkit /':>10}")
-            for contestant, own in found.items():
-                ratios = [
-                    statistics.median(a / b for a, b in zip(x, y, strict=True))
-                    for x, y in (
-                        (own, found["bare loop"]),
-                        (found["torchebm"], own),
-                        (found["ebmkit"], own),
-                    )
-                ]
-                median = statistics.median(own)
-                print(
-                    f"{contestant:34}{median:12.1f}{1e6 / median:10.1f}{ratios[0]:8.2f}"
-                    f"{ratios[1]:12.2f}{ratios[2]:10.2f}"
-                )
+            table(found)
+
+
+def table(found: dict[str, list[float]]) -> None:
+    """Medians, and medians of ratios round by round: to the bare loop, of the peers to each."""
+    there = [name for name in ("torchebm", "ebmkit") if name in found]
+    heads = "".join(f"{name + ' /':>12}" for name in there)
+    print(f"{'':34}{'us a step':>12}{'steps/s':>10}{'/ bare':>8}{heads}")
+    for contestant, own in found.items():
+        pairs = [(own, found["bare loop"]), *((found[name], own) for name in there)]
+        ratios = [statistics.median(a / b for a, b in zip(x, y, strict=True)) for x, y in pairs]
+        median = statistics.median(own)
+        tail = "".join(f"{r:12.2f}" for r in ratios[1:])
+        print(f"{contestant:34}{median:12.1f}{1e6 / median:10.1f}{ratios[0]:8.2f}{tail}")
 
 
 def effective(device: torch.device, rounds: int, chains: int = 64, steps: int = 2000) -> None:
@@ -163,8 +158,7 @@ def effective(device: torch.device, rounds: int, chains: int = 64, steps: int = 
         chosen = choose(energy, sampler, x0)
         runs = {"ours": _runner(energy, sampler, x0, chosen)}
         if isinstance(sampler, Langevin):
-            runs["torchebm"] = peers.torchebm(energy, x0, EPS)
-            runs["ebmkit"] = peers.ebmkit(energy, x0, EPS)
+            runs |= peers.others(energy, x0, EPS)
         for who, times in micro(runs, 0.1, rounds).items():
             rate = 1e6 / statistics.median(times)
             print(f"{who + ', ' + name:44}{ess:12.3f}{ess * rate:12.0f}")

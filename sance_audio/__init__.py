@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sance_audio.inversion import GriffinLim
     from sance_audio.model import AudioEBM
     from sance_audio.noise import SelfNoise
-    from sance_audio.samplers import Langevin, ReferenceLangevin, sample
+    from sance_audio.samplers import HMC, MALA, Langevin, ReferenceLangevin, sample
     from sance_audio.training import TrainConfig, train
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "GriffinLim",
     "Langevin",
     "ReferenceLangevin",
+    "MALA",
+    "HMC",
     "sample",
     "divergences",
     "SelfNoise",
@@ -44,6 +46,8 @@ _HOME = {
     "GriffinLim": "inversion",
     "Langevin": "samplers",
     "ReferenceLangevin": "samplers",
+    "MALA": "samplers",
+    "HMC": "samplers",
     "sample": "samplers",
     "SelfNoise": "noise",
     "TrainConfig": "training",

@@ -9,13 +9,14 @@ makes many-threaded convolutions slow (docs/decisions.md).
 
 from __future__ import annotations
 
-__all__ = ["slices", "padded", "run_chunks", "chunked"]
+__all__ = ["slices", "padded", "run_chunks", "chunked", "chunk_size", "cores", "threads_of"]
 
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -43,11 +44,16 @@ def padded(x: Tensor, size: int) -> Tensor:
 
 
 def run_chunks(
-    function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True
+    function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True, threads: int = 1
 ) -> list[T]:
     """`function` of each slice, in order; each in a thread of its own when `parallel`, and with
     one torch thread. Whether gradients are recorded is the caller's choice there too.
+
+    With `threads` above 1, one after the other, each with so many torch threads.
     """
+    if threads > 1:
+        with threads_of(threads):
+            return [function(part) for part in parts]
     grad = torch.is_grad_enabled()
 
     def there(part: slice) -> T:
@@ -57,6 +63,17 @@ def run_chunks(
     if not parallel or threading.current_thread().name.startswith(NAME):
         return [function(part) for part in parts]
     return list(_pool().map(there, parts))
+
+
+@contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """PyTorch with `count` threads in its operations; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.energy import EnergyModel, GivenEnergy, ReferencedEnergy, value_and_grad
 from sance_audio.networks import frozen
-from sance_audio.samplers import ReferenceLangevin, sample
+from sance_audio.samplers import Compute, ReferenceLangevin, sample
 
 
 def draw(
@@ -30,6 +30,7 @@ def draw(
     step_size: float,
     cap: float,
     reference_only: bool = False,
+    compute: Compute | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cleaned log-mels `(B, 1, M, T)` of the given classes, and their components `(B,)`.
 
@@ -41,13 +42,15 @@ def draw(
         step_size: eps of the sampler.
         cap: Its cap.
         reference_only: Leave the samples as the reference drew them.
+        compute: How steps are computed, and with how many threads; part of what decides the last
+            bits.
 
     Raises:
         ValueError: a negative number of steps; an unknown class.
     """
     if steps < 0:
         raise ValueError(f"the number of Langevin steps cannot be negative, found {steps}")
-    device, density = model.device, model.density
+    device, density, compute = model.device, model.density, compute or Compute()
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     c = torch.stack([_pick(model, y, g) for y, g in zip(classes, generators, strict=True)])
     n, chunk = len(c), chunk_size(device)
@@ -66,11 +69,12 @@ def draw(
         energy = GivenEnergy(density, full[part], 0.0 if reference_only else 1.0)
         if not reference_only and steps > 0:
             sampler = ReferenceLangevin(base, step_size, cap)
-            x = sample(energy, sampler, x, steps, generator=generators[part])
+            x = sample(energy, sampler, x, steps, generator=generators[part], compute=compute)
         return x - model.sigma**2 * value_and_grad(energy, x)[1]
 
     with frozen(density.network):
-        parts = run_chunks(finish, slices(size, chunk), parallel=device.type == "cpu")
+        on_cpu = device.type == "cpu"
+        parts = run_chunks(finish, slices(size, chunk), on_cpu, compute.threads if on_cpu else 1)
     return torch.cat(parts)[:n], c
 
 

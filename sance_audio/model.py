@@ -16,6 +16,7 @@ __all__ = ["AudioEBM"]
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
 from sance_audio.networks import ResidualEnergy, spread
 from sance_audio.reference import GaussianReference
-from sance_audio.samplers import clip_seeds
+from sance_audio.samplers import Compute, clip_seeds
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
@@ -54,6 +55,8 @@ class AudioEBM(EnergyModel):
     """
 
     jitter: Tensor
+    compute: Compute
+    """How Langevin steps are computed, as measured (`tuning`); saved and loaded."""
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class AudioEBM(EnergyModel):
         self.frames, self.peak = frames, peak
         self.step_size, self.cap, self.steps, self.silence = step_size, cap, steps, silence
         self.inverter = GriffinLim(features, n_iter)
+        self.compute = Compute()
         if labels and len(labels) != self.reference.n_classes:
             raise ValueError(f"{len(labels)} labels for {self.reference.n_classes} classes")
         noise = torch.randn(1, 1, *self.shape, generator=torch.Generator().manual_seed(0))
@@ -199,15 +203,9 @@ class AudioEBM(EnergyModel):
         Arguments as of `generation.draw`.
         """
         steps = self.steps if steps is None else steps
-        return generation.draw(
-            self,
-            classes,
-            seeds,
-            steps=steps,
-            step_size=self.step_size,
-            cap=self.cap,
-            reference_only=reference_only,
-        )
+        how: dict[str, Any] = {"steps": steps, "reference_only": reference_only}
+        how |= {"step_size": self.step_size, "cap": self.cap, "compute": self.compute}
+        return generation.draw(self, classes, seeds, **how)
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`; first phases seeded per clip."""
@@ -306,7 +304,7 @@ class AudioEBM(EnergyModel):
             "network": self.density.network.settings,
             "temperature": self.density.temperature,
             "model": own,
-            "compute": {"threads_per_chunk": 1, "compiled": False},
+            "compute": asdict(self.compute),
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -343,6 +341,8 @@ class AudioEBM(EnergyModel):
         density = ReferencedEnergy(reference, network, settings.get("temperature", 1.0))
         tensors.setdefault("density.log_z_error", torch.full_like(density.log_z, torch.nan))
         model = cls(features, density, **settings["model"])
+        compute = settings.get("compute", {})
+        model.compute = Compute(**compute) if "path" in compute else Compute()
         missing, unexpected = model.load_state_dict(tensors, strict=False)
         missing = [key for key in missing if not key.startswith("inverter.")]
         if missing or unexpected:

@@ -67,6 +67,8 @@ class Options(RunOptions):
     """Generated clips that the table is computed on."""
     clips: int = 24
     """Generated clips written to clips/."""
+    tune: bool = True
+    """Measure, after training, how sampling is fastest on this machine, and store it."""
 
     def __post_init__(self) -> None:
         least = {"seed": 0, "frames": 16, "components": 1, "rank": 1, "generation_steps": 0}
@@ -89,12 +91,13 @@ SMOKE: dict[str, Any] = {
     "classifier_epochs": 1,
     "evaluate": 20,
     "clips": 10,
+    "tune": False,
 }
 """The preset `smoke` of a recipe, for it to take over or to change."""
 
 FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs", "density"}
 FREE |= {"seeds", "other_seeds", "sets", "points"}
-FREE |= {"generation_steps", "annealing", "evaluate", "clips"}
+FREE |= {"generation_steps", "annealing", "evaluate", "clips", "tune"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""
 
 O = TypeVar("O", bound=RunOptions)

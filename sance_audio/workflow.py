@@ -28,6 +28,7 @@ from sance_audio.options import FREE, Options, Results, RunOptions
 from sance_audio.preparation import Material
 from sance_audio.trackers import Samples, TensorBoard
 from sance_audio.training import Callbacks, train
+from sance_audio.tuning import tune
 
 JUDGED = 2000
 """Held-out rows that the gain over the reference is taken over, at most."""
@@ -129,6 +130,9 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     if options.train.weighted:
         model.density.log_z.copy_(ledger[0])
         model.density.log_z_error.copy_(ledger[1])
+    if options.tune:
+        planned = options.evaluate * model.steps
+        model.compute = tune(model, model.step_size, model.cap, planned=planned)
     model.save_pretrained(options.run)
     x, chosen = material.some("test", JUDGED)
     held_out = x.to(model.device)
@@ -142,6 +146,7 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     of_clips = float(per_clip.std() / len(per_clip) ** 0.5)  # windows of one clip are no two
     return {
         "corpus": material.facts,
+        "compute": asdict(model.compute),
         "log_z": {
             "forward": float(log_z.forward.mean()),
             "reverse": float(log_z.reverse.mean()),

@@ -15,7 +15,7 @@ LAYERS = {
     1: "streams features reference networks samplers config ledger holes",
     2: "options generation restoration inversion pictures noise health diagnostics datasets",
     3: "model toys",
-    4: "state evaluation trackers",
+    4: "state evaluation trackers tuning",
     5: "checkpoint detection report",
     6: "training preparation scoring",
     7: "workflow assessment",

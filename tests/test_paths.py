@@ -144,7 +144,7 @@ def test_the_faster_path_is_chosen(monkeypatch, factor, path):
     def timed(functions, rounds):
         return {name: [factor if name != "eager" else 1.0] * rounds for name in functions}
 
-    monkeypatch.setattr(paths, "_timed", timed)
+    monkeypatch.setattr(paths, "timed", timed)
     monkeypatch.setattr(
         paths, "compiled_block", lambda: paths.moves
     )  # as right as eager: it is eager

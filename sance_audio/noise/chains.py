@@ -33,7 +33,7 @@ from sance_audio.chunks import chunk_size
 from sance_audio.energy import GivenEnergy, ReferencedEnergy
 from sance_audio.ledger import Ledger, log_mean_exp
 from sance_audio.noise.interface import Noise
-from sance_audio.samplers import ReferenceLangevin, sample
+from sance_audio.samplers import ReferenceLangevin, SamplingError, sample
 
 BRIDGE = 5
 """Stages between two networks: each a reweighting and as many moves."""
@@ -158,7 +158,12 @@ class SelfNoise(Noise):
         )
         rows = chunk_size(c.device, x[0].numel())
         count = -(-len(c) // (3 * rows // 2))
-        return sample(energy, sampler, x, steps, generator=generator, chunk=-(-len(c) // count))
+        try:
+            return sample(
+                energy, sampler, x, steps, generator=generator, chunk=-(-len(c) // count)
+            )
+        except SamplingError:  # no chain is left: the guard of the loop sees it, and goes back
+            return torch.full_like(x, torch.nan)
 
     def _close(self, network: nn.Module, ledger: Ledger, generator: torch.Generator) -> None:
         """End an interval: its ratios go into the ledger, and, where there are weights, into

@@ -27,7 +27,7 @@ from sance_audio.samplers.langevin import (
     ReferencePreconditioner,
 )
 from sance_audio.samplers.metropolis import HMC, MALA
-from sance_audio.samplers.paths import Compute, choose
+from sance_audio.samplers.paths import Compute, choose, timed
 from sance_audio.samplers.tempering import Annealed, ReplicaExchange, anneal
 from sance_audio.samplers.warmup import warm_up
 
@@ -44,6 +44,7 @@ __all__ = [
     "warm_up",
     "Compute",
     "choose",
+    "timed",
     "State",
     "Info",
     "Sampler",

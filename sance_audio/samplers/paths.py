@@ -11,15 +11,15 @@ took and why. A path that cannot be had gives way to the eager one, and says why
 
 from __future__ import annotations
 
-__all__ = ["Compute", "PATHS", "choose", "stepper", "in_precision", "compiled_block"]
+__all__ = ["Compute", "PATHS", "choose", "stepper", "in_precision", "compiled_block", "timed"]
 
 import functools
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ WORTHWHILE = 0.95
 TOLERANCE = 1e-3
 """Largest difference to the eager path after a block, over the size of x."""
 
+K = TypeVar("K", bound=Hashable)
 Walk = Callable[[Any, int, Generators], Iterator[tuple[Any, Info, int]]]
 
 
@@ -232,7 +233,7 @@ def choose(
         else:
             usable.append(name)
             words.append(f"{name} took {first:.1f} s at first")
-    seconds = _timed({name: functools.partial(end, name) for name in ["eager", *usable]}, rounds)
+    seconds = timed({name: functools.partial(end, name) for name in ["eager", *usable]}, rounds)
     eager = seconds["eager"]
     ratio = {
         name: statistics.median(a / b for a, b in zip(seconds[name], eager, strict=True))
@@ -249,9 +250,9 @@ def choose(
 _GRAPHS = ("cuda_graph", "cuda")
 
 
-def _timed(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, in turn, `rounds` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+def timed(functions: dict[K, Callable[[], Any]], rounds: int) -> dict[K, list[float]]:
+    """Seconds of each function, in turn, `rounds` times."""
+    seconds: dict[K, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             began = time.perf_counter()

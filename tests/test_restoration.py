@@ -12,6 +12,7 @@ from sance_audio import AudioEBM, holes, restoration
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.holes import FADE, Hole, hidden_frames, splice
+from sance_audio.inversion import GriffinLim
 from sance_audio.reference import GaussianReference
 
 RATE = 4000
@@ -373,3 +374,26 @@ def test_other_mistakes():
         with pytest.raises(ValueError, match=message) as caught:
             model.restore(*arguments, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_inversion_with_known_samples_joins_at_the_edges():
+    """Given the true mels of a hidden tone, the filling meets the recording on either side and has
+    these mels; without the known samples its phase would be any.
+    """
+    f = LogMel(RATE, n_fft=256, hop_length=64, n_mels=16)
+    tone = 0.3 * torch.sin(2 * math.pi * 500 * torch.arange(960) / RATE).unsqueeze(0)
+    hole = Hole(400, 560)
+    hidden = hidden_frames(f.window, 64, hole, 16)
+    inverter, mel = GriffinLim(f, 64), f.mel(tone)
+    spoilt = tone.clone()
+    spoilt[:, 400:560] = torch.nan
+    filled = inverter.fill(mel, spoilt, hole, hidden)
+    part = hole.faded(960, RATE)
+    edges = [slice(part.first, 400), slice(560, part.stop)]
+    joined = max(float((filled - tone)[:, edge].abs().max()) for edge in edges)
+    alone = max(float((inverter(mel) - tone)[:, edge].abs().max()) for edge in edges)
+    assert joined < 0.06 < 0.2 < alone
+    out, _ = splice(tone[0], filled[0, part.first : part.stop], hole, RATE)
+    heard, true = f.log_mel(out.unsqueeze(0)), f.log_mel(tone)
+    loud = true > true.max() - 3
+    assert (heard - true)[loud].abs().mean() < 0.15

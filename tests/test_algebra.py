@@ -77,6 +77,7 @@ def test_guidance_goes_from_one_energy_to_the_other_and_beyond():
 
 def test_a_class_is_the_mixture_of_its_components():
     base = random_reference()
+    torch.manual_seed(0)
     network = ResidualEnergy(3, channels=(8, 8), depth=(1,), positions=1)
     torch.nn.init.normal_(network.head.weight, std=0.5)
     energy = ReferencedEnergy(base, network)

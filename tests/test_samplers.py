@@ -153,6 +153,7 @@ def test_no_step_waits_for_the_device(name, generator):
 
 
 def test_no_gradient_of_the_parameters_is_computed(generator):
+    torch.manual_seed(0)
     network = ResidualEnergy(1, channels=(8, 8), depth=(1,), positions=1)
     torch.nn.init.normal_(network.head.weight)
     seen = []
@@ -418,6 +419,7 @@ def test_a_constant_energy_has_a_zero_gradient():
 def test_replicas_of_a_model_temper_its_network_alone(generator):
     """beta scales F and leaves the reference, whose part stays exact."""
     base = random_reference()
+    torch.manual_seed(0)
     network = ResidualEnergy(3, channels=(8, 8), depth=(1,), positions=1)
     torch.nn.init.normal_(network.head.weight, std=0.5)
     energy = ReferencedEnergy(base, network).given(torch.arange(3))

@@ -23,6 +23,7 @@ __all__ = [
     "Info",
     "Sampler",
     "StepSized",
+    "Preconditioned",
     "Preconditioner",
     "SamplingError",
     "SamplingWarning",
@@ -41,6 +42,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from sance_audio.energy import rows_of, value_and_grad
 
 Generators = torch.Generator | Sequence[torch.Generator]
 Noise = tuple[Tensor, ...]
@@ -161,6 +164,31 @@ class StepSized(ABC):
         if isinstance(self.step_size, Tensor) and self.step_size.ndim:
             return self.with_step_size(self.step_size[part])
         return copy.copy(self)
+
+
+class Preconditioned(StepSized):
+    """A sampler of the whole energy, with a preconditioner.
+
+    Arguments:
+        step_size: eps: a number, one a chain, or a schedule.
+        preconditioner: P; the identity when None. It must not depend on x.
+    """
+
+    def __init__(self, step_size: StepSize, preconditioner: Preconditioner | None = None):
+        super().__init__(step_size)
+        self.preconditioner = preconditioner
+
+    def init(self, energy: Any, x: Tensor) -> State:
+        return State(x, *value_and_grad(energy, x))
+
+    def root(self, v: Tensor) -> Tensor:
+        """P^(1/2) v."""
+        return v if self.preconditioner is None else self.preconditioner.root(v)
+
+    def rows(self, part: Any) -> Any:
+        own = super().rows(part)
+        own.preconditioner = rows_of(self.preconditioner, part)
+        return own
 
 
 def metropolis(

@@ -24,7 +24,7 @@ from sance_audio.samplers.interface import (
     Generators,
     Info,
     Noise,
-    Preconditioner,
+    Preconditioned,
     State,
     StepSize,
     StepSized,
@@ -35,7 +35,7 @@ from sance_audio.samplers.interface import (
 )
 
 
-class Langevin(StepSized):
+class Langevin(Preconditioned):
     """Unadjusted Langevin at temperature 1: `x' = x - eps P grad E(x) + sqrt(2 eps) P^(1/2) xi`.
 
     On a Gaussian of variance v it is stationary at v / (1 - eps / (2 v)): biased upwards, more so
@@ -47,18 +47,11 @@ class Langevin(StepSized):
             x.
     """
 
-    def __init__(self, step_size: StepSize, preconditioner: Preconditioner | None = None):
-        super().__init__(step_size)
-        self.preconditioner = preconditioner
-
-    def init(self, energy: Energy, x: Tensor) -> State:
-        return State(x, *value_and_grad(energy, x))
-
     def propose(self, state: State, noise: Noise) -> Tensor:
         """x' `(B, ...)`."""
         eps, drift, xi = self.eps(noise), state.grad, noise[0]
         if self.preconditioner is not None:
-            drift, xi = self.preconditioner.apply(drift), self.preconditioner.root(xi)
+            drift, xi = self.preconditioner.apply(drift), self.root(xi)
         if isinstance(eps, Tensor):
             eps = per_row(eps, xi)
             return state.x - eps * drift + (2 * eps) ** 0.5 * xi
@@ -69,11 +62,6 @@ class Langevin(StepSized):
         x = self.propose(state, noise)
         value, grad = value_and_grad(energy, x)
         return State(x, value, grad, state.step + 1), Info(torch.ones_like(value))
-
-    def rows(self, part: Any) -> Langevin:
-        own = super().rows(part)
-        own.preconditioner = rows_of(self.preconditioner, part)
-        return own
 
 
 class ReferencePreconditioner:

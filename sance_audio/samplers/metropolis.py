@@ -16,19 +16,17 @@ from __future__ import annotations
 
 __all__ = ["MALA", "HMC"]
 
-from typing import Any
-
 from torch import Tensor
 
-from sance_audio.energy import Energy, rows_of, value_and_grad
+from sance_audio.energy import Energy, value_and_grad
 from sance_audio.samplers.interface import (
     Generators,
     Info,
     Noise,
+    Preconditioned,
     Preconditioner,
     State,
     StepSize,
-    StepSized,
     dot,
     log_uniform,
     metropolis,
@@ -37,27 +35,9 @@ from sance_audio.samplers.interface import (
 )
 
 
-class _Adjusted(StepSized):
-    """What MALA and HMC share: a preconditioner P, noise, and a uniform number to accept with."""
-
-    def __init__(self, step_size: StepSize, preconditioner: Preconditioner | None = None):
-        super().__init__(step_size)
-        self.preconditioner = preconditioner
-
-    def init(self, energy: Energy, x: Tensor) -> State:
-        return State(x, *value_and_grad(energy, x))
-
+class _Adjusted(Preconditioned):
     def random(self, x: Tensor, generator: Generators) -> Noise:
         return randn(x, generator), log_uniform(x, generator)
-
-    def root(self, v: Tensor) -> Tensor:
-        """P^(1/2) v."""
-        return v if self.preconditioner is None else self.preconditioner.root(v)
-
-    def rows(self, part: Any) -> _Adjusted:
-        own = super().rows(part)
-        own.preconditioner = rows_of(self.preconditioner, part)
-        return own
 
 
 class MALA(_Adjusted):

@@ -17,7 +17,7 @@ import functools
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -204,53 +204,59 @@ def choose(
         `compute` with the path, and in `why` the figures that decided.
     """
     compute = compute or Compute()
-    energy, state = in_precision(energy, compute), sampler.init(in_precision(energy, compute), x0)
-    device, words = x0.device, []
-    names = [name for name in paths if name == "compiled" or (name, device.type) == _GRAPHS]
-
-    def end(path: str) -> Tensor:
-        own = replace(compute, path=path)
-        walk = stepper(energy, sampler, state, own.block, own)
-        generator = torch.Generator(device).manual_seed(seed)
-        *_, (last, _, _) = walk(state, steps, generator)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return last.x
-
-    expected, usable = end("eager"), []
-    for name in names:
-        began = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = end(name)
-        first = time.perf_counter() - began
-        refused = [str(w.message) for w in caught if issubclass(w.category, SamplingWarning)]
-        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-        if refused:
-            words.append(refused[0])
-        elif not error <= TOLERANCE:
-            words.append(f"{name} ends elsewhere than eager, by {error:.1e} of the largest x")
-        else:
-            usable.append(name)
-            words.append(f"{name} took {first:.1f} s at first")
-    seconds = timed({name: functools.partial(end, name) for name in ["eager", *usable]}, rounds)
+    low = in_precision(energy, compute)
+    probe = functools.partial(_end, low, sampler, sampler.init(low, x0), compute, steps, seed)
+    expected, usable, words = probe("eager"), [], []
+    for name in paths:
+        if name == "eager" or (name == "cuda_graph" and x0.device.type != "cuda"):
+            continue
+        trouble, first = _tried(probe, name, expected)
+        words.append(trouble or f"{name} took {first:.1f} s at first")
+        usable += [] if trouble else [name]
+    runs = {name: functools.partial(probe, name) for name in ["eager", *usable]}
+    seconds = timed(runs, rounds)
     eager = seconds["eager"]
     ratio = {
         name: statistics.median(a / b for a, b in zip(seconds[name], eager, strict=True))
         for name in usable
     }
-    micro = 1e6 * statistics.median(eager) / steps
-    words.insert(0, f"eager {micro:.0f} us a step")
+    words.insert(0, f"eager {1e6 * statistics.median(eager) / steps:.0f} us a step")
     words += [f"{name} {r:.2f} of that" for name, r in ratio.items()]
     best = min(ratio, key=ratio.__getitem__, default="eager")
     path = best if ratio.get(best, 1.0) < WORTHWHILE else "eager"
     return replace(compute, path=path, why="; ".join(words))
 
 
-_GRAPHS = ("cuda_graph", "cuda")
+def _end(
+    energy: Any, sampler: Any, state: Any, compute: Compute, steps: int, seed: int, path: str
+) -> Tensor:
+    """Where the chains are after some steps on a path."""
+    own, device = replace(compute, path=path), state.x.device
+    walk = stepper(energy, sampler, state, own.block, own)
+    generator = torch.Generator(device).manual_seed(seed)
+    *_, (last, _, _) = walk(state, steps, generator)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return last.x
 
 
-def timed(functions: dict[K, Callable[[], Any]], rounds: int) -> dict[K, list[float]]:
+def _tried(
+    probe: Callable[[str], Tensor], name: str, expected: Tensor
+) -> tuple[str | None, float]:
+    """Why a path cannot be taken, or None; and the seconds of its first call."""
+    began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = probe(name)
+    first = time.perf_counter() - began
+    refused = [str(w.message) for w in caught if issubclass(w.category, SamplingWarning)]
+    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not refused and not error <= TOLERANCE:
+        refused = [f"{name} ends elsewhere than eager, by {error:.1e} of the largest x"]
+    return (refused[0] if refused else None), first
+
+
+def timed(functions: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, list[float]]:
     """Seconds of each function, in turn, `rounds` times."""
     seconds: dict[K, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):

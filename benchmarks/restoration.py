@@ -1,6 +1,7 @@
 """Holes of 150 ms in spoken digits: what fills them best?
 
     python -m benchmarks.restoration RUN DIR [--split validation|test] [--clips N]
+    python -m benchmarks.restoration RUN DIR --picture FILE.png
 
 RUN is a finished run of the digits recipe, DIR the Free Spoken Digit Dataset. Each clip has one
 hole, at a place drawn from its number. Errors are RMS errors in dB of the log-mels of the frames
@@ -131,6 +132,43 @@ def main(run: str, data: str, split: str, clips: int | None) -> None:
             print(f"{name:32}{found[:, j, k].mean():8.3f}{against}")
 
 
+def picture(run: str, data: str, path: str, clips: tuple[int, ...] = (3, 92, 151, 244)) -> None:
+    """Log-mels of some test clips: recorded, with their hole, and filled by restore."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    model, rate = AudioEBM.from_pretrained(run), fsdd.SAMPLE_RATE
+    chosen = fsdd.prepare(data).split("test")
+    figure, axes = plt.subplots(len(clips), 3, figsize=(7.5, 1.4 * len(clips)))
+    for row, number in zip(axes, clips, strict=True):
+        clip = chosen[number].source.load().waveform
+        hole = hole_of(clip, number)
+        gone = clip.clone()
+        gone[hole.first : hole.stop] = 0
+        filled = model.restore(clip, rate, hole.first / rate, hole.stop / rate)
+        names = (f"{chosen[number].name}, recorded", "150 ms are missing", "restored")
+        low, high = torch.quantile(
+            model.features.log_mel(clip.unsqueeze(0)), torch.tensor([0.02, 1])
+        )
+        for axis, name, wave in zip(row, names, (clip, gone, filled), strict=True):
+            log_mel = model.features.log_mel(wave.unsqueeze(0))[0]
+            axis.imshow(
+                log_mel,
+                origin="lower",
+                aspect="auto",
+                vmin=low,
+                vmax=high,
+                cmap="magma",
+                interpolation="nearest",
+            )
+            axis.set_title(name, fontsize=7)
+            axis.set_axis_off()
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=64)
+
+
 def _interval(difference: np.ndarray) -> tuple[float, float]:
     found = metrics.paired_interval(lambda i: float(difference[i].mean()), len(difference))
     return found["low"], found["high"]
@@ -142,5 +180,9 @@ if __name__ == "__main__":
     parser.add_argument("data", help="folder of the corpus, with recordings/")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--clips", type=int, default=None, help="fewer clips; all when left out")
+    parser.add_argument("--picture", default=None, help="draw some clips instead, to this PNG")
     arguments = parser.parse_args()
-    main(arguments.run, arguments.data, arguments.split, arguments.clips)
+    if arguments.picture is not None:
+        picture(arguments.run, arguments.data, arguments.picture)
+    else:
+        main(arguments.run, arguments.data, arguments.split, arguments.clips)

@@ -10,11 +10,13 @@ README = (ROOT / "README.md").read_text()
 
 def test_python_blocks_run(finished_run, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict = {}
     for block in blocks:
         exec(block.replace("runs/drums", str(finished_run)), names)
-    assert "torch.Size([16, 8064])" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "torch.Size([16, 8064])" in printed
+    assert "64 chains, 500 steps, acceptance 0.5" in printed
 
 
 def test_make_targets_exist():

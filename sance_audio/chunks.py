@@ -47,17 +47,19 @@ def run_chunks(
     function: Callable[[slice], T], parts: Sequence[slice], parallel: bool = True, threads: int = 1
 ) -> list[T]:
     """`function` of each slice, in order; each in a thread of its own when `parallel`, and with
-    one torch thread. Whether gradients are recorded is the caller's choice there too.
+    one torch thread. Whether gradients are recorded, and in what precision the work is done, is
+    the caller's choice there too.
 
     With `threads` above 1, one after the other, each with so many torch threads.
     """
     if threads > 1:
         with threads_of(threads):
             return [function(part) for part in parts]
-    grad = torch.is_grad_enabled()
+    grad, low = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
 
     def there(part: slice) -> T:
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=low):
             return function(part)
 
     if not parallel or threading.current_thread().name.startswith(NAME):

@@ -24,8 +24,8 @@ from sance_audio.samplers import Compute, ReferenceLangevin, choose, timed
 MANY_THREADS = 0.75
 """Time over that of one thread a chunk, below which more are taken."""
 COMPILING = 600.0
-"""Seconds of sampling planned, below which compiling is not tried on a CPU: it takes up to a minute
-in every process that draws a clip, and saves a fifth.
+"""Seconds of sampling planned, below which compiling is not tried on a CPU: it takes up to a
+minute in every process that draws a clip, and saves a fifth.
 """
 STEPS = 4
 

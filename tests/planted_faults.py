@@ -20,7 +20,7 @@ import torch
 from checks import holds_on_a_fresh_seed
 from sampler_laws import LAWS, Bent
 
-from sance_audio.samplers import interface, langevin, metropolis, tempering
+from sance_audio.samplers import engine, interface, langevin, metropolis, tempering
 from sance_audio.samplers.interface import State
 from sance_audio.samplers.langevin import Langevin, ReferenceLangevin, ReferencePreconditioner
 from sance_audio.samplers.metropolis import HMC, MALA
@@ -152,6 +152,50 @@ def both_decide(f: Any, self: Any, given: Any) -> Any:
     return f(self, state, count, u - 0.4, parity)
 
 
+def one_for_all_pairs(f: Any, self: Any, given: Any) -> Any:
+    state, count, u, parity = given
+    return f(self, state, count, u[:1].expand_as(u), parity)
+
+
+def told_nothing(f: Any, self: Any, given: Any) -> Any:
+    after, chance = f(self, *given)
+    return after, torch.zeros_like(chance)
+
+
+def told(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What is said of the acceptance, changed."""
+
+    def faulty(metropolis_: Any) -> Any:
+        def call(*args: Any) -> Any:
+            after, info = metropolis_(*args)
+            return after, info._replace(accepted=change(info.accepted))
+
+        return call
+
+    return faulty
+
+
+def second_half_repeats(f: Any) -> Any:
+    def repeated(like: torch.Tensor, generator: Any) -> torch.Tensor:
+        half = len(like) // 2
+        return torch.cat([f(like[:half], generator)] * 2) if half else f(like, generator)
+
+    return repeated
+
+
+def opposite(f: Any) -> Any:
+    def call(like: torch.Tensor, generator: Any) -> torch.Tensor:
+        xi = f(like, generator).clone()
+        xi[2::4], xi[3::4] = -xi[::4], -xi[1::4]
+        return xi
+
+    return call
+
+
+def one_seed(generator: Any, parts: Any) -> Any:
+    return [torch.Generator().manual_seed(generator.initial_seed()) for _ in parts]
+
+
 def scaled_wrongly(f: Any) -> Any:
     """The temperature forgotten in the gradient."""
     return lambda state, beta: f(state, beta)._replace(grad=state.grad)
@@ -271,6 +315,53 @@ FAULTS: dict[str, Fault] = {
     "replicas: temperature forgotten in the gradient, accepted": (
         lambda: _both(accepting(always), replaced(tempering, "_scale", scaled_wrongly)),
         REPLICAS,
+    ),
+    "replicas: one uniform number for all pairs": (
+        exchange_fault(one_for_all_pairs),
+        ("replicas invariant",),
+    ),
+    "replicas: exchanges told wrongly": (exchange_fault(told_nothing), ("replicas invariant",)),
+    "replicas: temperature forgotten in F": (
+        replaced(tempering.Scaled, "learnt", lambda f: lambda self, x: self.part(x)),
+        ("tempered network",),
+    ),
+    "acceptance told is the root of what it is": (
+        accepting(told(lambda a: a.sqrt())),
+        ("MALA acceptance",),
+    ),
+    "acceptance told is what came of it": (
+        accepting(told(lambda a: (a + 0.05).clamp_max(1))),
+        ("HMC acceptance",),
+    ),
+    "ReferenceLangevin: rho of all chains in the log ratio": (
+        replaced(
+            ReferenceLangevin,
+            "_log_ratio",
+            lambda f: (
+                lambda self, s, p, rho: f(self, s, p, rho.mean(0, keepdim=True).expand_as(rho))
+            ),
+        ),
+        ("adjusted ReferenceLangevin, a step size and a reference a chain",),
+    ),
+    "MALA: the second half of chains has the first half's noise": (
+        replaced(metropolis, "randn", second_half_repeats),
+        MOVES,
+    ),
+    "Langevin: the second half of chains has the first half's noise": (
+        replaced(interface, "randn", second_half_repeats),
+        ("ULA transient",),
+    ),
+    "Langevin: chains two apart have opposite noise": (
+        replaced(interface, "randn", opposite),
+        ("ULA transient",),
+    ),
+    "MALA: chunks share one seed": (
+        replaced(engine, "_spread", lambda f: one_seed),
+        ("MALA in chunks",),
+    ),
+    "MALA: unlikely proposals never accepted": (
+        replaced(metropolis, "log_uniform", lambda f: lambda x, g: f(x, g).clamp_min(-1.0)),
+        ("MALA, long steps invariant",),
     ),
     "annealed: temperature forgotten": (
         lambda: _both(

@@ -8,6 +8,8 @@ central moment 14.61. A Gaussian would hide an error of sign.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,10 @@ from sance_audio.samplers import (
 
 MEAN, VARIANCE, FOURTH = -0.5772156649, 1.6449340668, 14.6113636
 """Mean and central moments of the skewed target."""
-ENOUGH = 400
-"""Effective samples, below which the moments of long chains are not judged."""
+ENOUGH = 200
+"""Effective samples, below which the moments of long chains are not judged; the fewest that any
+sampler here has are about 600.
+"""
 
 
 def gumbel(x: Tensor) -> Tensor:
@@ -59,20 +63,22 @@ def given() -> ComponentGaussian:
 
 def moments(x: Tensor, mean: float | Tensor, variance: float | Tensor, kurtosis: float) -> Tensor:
     """z-scores of mean and variance of independent rows `(n, D)`, of the products of neighbouring
-    dimensions, and of those of neighbouring rows, whose means are 0; kurtosis is the fourth
+    dimensions, and of rows 1, 2 and n / 2 apart, whose means are 0; kurtosis is the fourth
     central moment over the variance squared.
     """
     n, u = len(x), (x.double() - mean) / torch.as_tensor(variance).double().sqrt()
     across = u * u.roll(1, 1) if u.shape[1] > 1 else u[:, :0]
-    rows = (u[::2] * u[1::2]).mean(1)
-    return torch.cat(
-        [
-            u.mean(0) * n**0.5,
-            (u.square().mean(0) - 1) * (n / (kurtosis - 1)) ** 0.5,
-            across.mean(0) * n**0.5,
-            (rows.mean() / (rows.std() / len(rows) ** 0.5)).reshape(1),
-        ]
-    )
+    found = [u.mean(0) * n**0.5, (u.square().mean(0) - 1) * (n / (kurtosis - 1)) ** 0.5]
+    return torch.cat([*found, across.mean(0) * n**0.5, *apart(u)])
+
+
+def apart(u: Tensor) -> list[Tensor]:
+    """z-scores `(1,)` of the mean products of standardised rows 1, 2 and n / 2 apart; each row is
+    in one pair.
+    """
+    half = len(u) // 2
+    pairs = ((u[::2], u[1::2]), (u[::4], u[2::4]), (u[1::4], u[3::4]), (u[:half], u[half:]))
+    return [(a * b).sum().reshape(1) / (a * b).square().sum().sqrt() for a, b in pairs]
 
 
 def transient(seed: int, n: int = 20_000, eps: float = 0.3, steps: int = 3) -> Tensor:
@@ -127,29 +133,27 @@ def scores(x: Tensor, beta: float = 1.0) -> Tensor:
     return torch.cat([moments(x, mean, variance, kurtosis), mean_of_exp])
 
 
-def invariant(build, steps: int = 6, n: int = 60_000):
+def invariant(build, steps: int = 6, n: int = 60_000, chunk: int | None = None):
     """Exact draws of the skewed target stay exact draws, and neighbours move on their own."""
 
     def law(seed: int) -> Tensor:
         g = torch.Generator().manual_seed(seed)
         x0 = exact((n, 2), g)
-        x = sample(gumbel, build(), x0, steps, generator=g)
+        x = sample(gumbel, build(), x0, steps, generator=g, chunk=chunk)
         moved = (x - x0).abs().mean(1).clamp_max(2.0).double()
-        moved = (moved - moved.mean()) / moved.std()
-        together = (moved[::2] * moved[1::2]).sum() / (n / 2) ** 0.5
-        return torch.cat([scores(x), together.reshape(1)])
+        return torch.cat([scores(x), *apart(((moved - moved.mean()) / moved.std())[:, None])])
 
     return law
 
 
 def long_run(build, target=gumbel):
-    """64 chains from one point, 300 steps and 500 more: mean and variance, with as many effective
+    """64 chains from one point, 300 steps and 700 more: mean and variance, with as many effective
     samples as the chains say; at least `ENOUGH` of them.
     """
 
     def law(seed: int) -> Tensor:
         g = torch.Generator().manual_seed(seed)
-        draws = sample(target, build(), torch.zeros(64, 2), 800, generator=g, thin=1)[300:]
+        draws = sample(target, build(), torch.zeros(64, 2), 1000, generator=g, thin=1)[300:]
         draws = draws.transpose(0, 1).double()
         found = []
         for power, truth, spread in ((1, 0.0, VARIANCE), (2, VARIANCE, FOURTH - VARIANCE**2)):
@@ -162,16 +166,118 @@ def long_run(build, target=gumbel):
     return law
 
 
-def replicas_invariant(seed: int, n: int = 10_000, steps: int = 4) -> Tensor:
-    """Replicas at exact draws of their temperatures stay so: each, and what is exchanged."""
+def replicas_invariant(seed: int, n: int = 10_000, steps: int = 5) -> Tensor:
+    """Replicas at exact draws of their temperatures stay so, each, and independent of each other
+    and in whether they were exchanged; and exchange as often as exact draws would.
+    """
     g = torch.Generator().manual_seed(seed)
-    sampler = ReplicaExchange(MALA(0.5), (1.0, 0.6, 0.35))
-    xs = torch.stack([exact((n, 2), g, beta) for beta in sampler.betas])
+    betas = (1.0, 0.6, 0.35, 0.2)
+    sampler = ReplicaExchange(MALA(0.5), betas)
+    xs = torch.stack([exact((n, 2), g, beta) for beta in betas])
     state = sampler.start(gumbel, xs)
     for _ in range(steps):
+        before = state
         state, _ = sampler.step(gumbel, state, g)
-    replicas = state.replicas.x.view(3, n, 2)
-    return torch.cat([scores(x, beta) for x, beta in zip(replicas, sampler.betas, strict=True)])
+    replicas = state.replicas.x.view(4, n, 2)
+    found = [scores(x, beta) for x, beta in zip(replicas, betas, strict=True)]
+    u = torch.stack([_centred(x, beta) for x, beta in zip(replicas, betas, strict=True)])
+    products = torch.cat([u[:-1] * u[1:], u[:1] * u[2:3], u[1:2] * u[3:]])
+    found.append((products.sum(1) / products.square().sum(1).sqrt()).flatten())
+    found.append(_exchanged(before, state, n, betas))
+    return torch.cat(found)
+
+
+def _centred(x: Tensor, beta: float) -> Tensor:
+    b = torch.tensor(beta, dtype=torch.float64)
+    return x.double() - (b.digamma() - b.log())
+
+
+def _exchanged(before: Any, after: Any, n: int, betas: tuple[float, ...]) -> Tensor:
+    """z-scores, of the last step, an even one: whether pairs (0, 1) and (2, 3) were exchanged
+    together; and of the chances that were told, against those of fresh exact draws.
+    """
+    told = after.swaps - before.swaps
+    g = torch.Generator().manual_seed(1234)
+    found = []
+    for r in (0, 2):
+        a, b = (gumbel(exact((n, 2), g, beta)) for beta in betas[r : r + 2])
+        chance = ((betas[r] - betas[r + 1]) * (a - b)).clamp_max(0).exp().double()
+        found.append((told[r] - chance.mean()) / (chance.std() * (2 / n) ** 0.5))
+    x, y = (state.replicas.x.view(4, n, 2) for state in (before, after))
+    # a place that came from the neighbour is far from where it was
+    far = (y - x).abs().mean(2).clamp_max(2.0).double()
+    far = (far - far.mean(1, keepdim=True)) / far.std(1, keepdim=True)
+    together = far[1] * far[2]
+    return torch.stack([*found, together.sum() / together.square().sum().sqrt()])
+
+
+def acceptance(build, steps: int = 3, n: int = 20_000):
+    """Proposals are accepted as often as is told."""
+
+    def law(seed: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed)
+        sampler, found = build(), []
+        state = sampler.init(gumbel, exact((n, 2), g))
+        for _ in range(steps):
+            after, info = sampler.step(gumbel, state, g)
+            moved = (after.x != state.x).any(1).double()
+            a, state = info.accepted.double(), after
+            found.append((moved - a).sum() / (a * (1 - a)).sum().clamp_min(1.0).sqrt())
+        return torch.stack(found)
+
+    return law
+
+
+def per_chain(build, n: int = 40_000):
+    """A step size a chain, and a reference a chain, in no order: still invariant."""
+    eps = 0.1 + 0.9 * torch.rand(n, generator=torch.Generator().manual_seed(99))
+    return invariant(lambda: build(eps, n), n=n)
+
+
+def differing(n: int) -> ComponentGaussian:
+    """Two kinds of Gaussians, in no order."""
+    kind = torch.randint(2, (n,), generator=torch.Generator().manual_seed(98))
+    mean = torch.tensor([[-0.4, -0.4], [0.2, -1.0]])[kind]
+    basis = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])[kind]
+    return ComponentGaussian(
+        mean, basis, torch.tensor([[1.5], [3.0]])[kind], torch.tensor([1.0, 2.0])[kind]
+    )
+
+
+class Tilted:
+    """Reference `standard()` times exp(-F), F = |x|^2 / 2: a Gaussian at every beta F."""
+
+    def learnt(self, x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.learnt(x) - standard().log_prob(x)
+
+
+def tilted(beta: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the reference times exp(-beta F)."""
+    lam = torch.tensor([1.5, 1.0])
+    variance = 1 / (1 / lam + beta)
+    return variance * (-0.4 / lam), variance
+
+
+def tempered_network(seed: int, n: int = 20_000) -> Tensor:
+    """With a reference beta scales F alone: annealed at one half, and in replicas."""
+    g = torch.Generator().manual_seed(seed)
+    mala, found = ReferenceLangevin(standard(), 0.6, adjusted=True), []
+    ladder = ReplicaExchange(mala, (1.0, 0.5))
+    xs = []
+    for beta in ladder.betas:
+        mean, variance = tilted(beta)
+        xs.append(mean + variance.sqrt() * torch.randn(n, 2, generator=g))
+    x = sample(Tilted(), Annealed(mala, lambda step: 0.5), xs[1], 4, generator=g)
+    found.append(moments(x, *tilted(0.5), 3.0))
+    state = ladder.start(Tilted(), torch.stack(xs))
+    for _ in range(4):
+        state, _ = ladder.step(Tilted(), state, g)
+    for beta, x in zip(ladder.betas, state.replicas.x.view(2, n, 2), strict=True):
+        found.append(moments(x, *tilted(beta), 3.0))
+    return torch.cat(found)
 
 
 def annealed_at_one(build):
@@ -209,6 +315,7 @@ class Bent:
 
 ADJUSTED = {
     "MALA": lambda: MALA(0.6),
+    "MALA, long steps": lambda: MALA(1.5),
     "MALA, preconditioned": lambda: MALA(0.6, Bent()),
     "HMC": lambda: HMC(0.7, 3),
     "HMC, preconditioned": lambda: HMC(0.6, 2, Bent()),
@@ -222,7 +329,15 @@ LAWS = {
     **{f"reference invariant, eps {e}": reference_invariant(e) for e in (0.05, 1.0, 20.0)},
     **{f"{name} invariant": invariant(f) for name, f in ADJUSTED.items() if "replica" not in name},
     **{f"{name} moments": long_run(f) for name, f in ADJUSTED.items()},
+    **{f"{name} acceptance": acceptance(f) for name, f in ADJUSTED.items() if "rep" not in name},
+    "MALA, a step size a chain": per_chain(lambda eps, n: MALA(eps)),
+    "HMC, a step size a chain": per_chain(lambda eps, n: HMC(eps, 2)),
+    "adjusted ReferenceLangevin, a step size and a reference a chain": per_chain(
+        lambda eps, n: ReferenceLangevin(differing(n), eps, adjusted=True)
+    ),
+    "MALA in chunks": invariant(ADJUSTED["MALA"], chunk=10_000),
     "replicas invariant": replicas_invariant,
+    "tempered network": tempered_network,
     "annealed MALA at 1": annealed_at_one(ADJUSTED["MALA"]),
     "annealed MALA at one half": annealed_below,
 }

@@ -183,3 +183,32 @@ def test_mistakes_are_named():
         FixedRegion(SHIFTED, x_of(6, 3), torch.ones(3))
     with pytest.raises(ValueError, match="no cell is free"):
         FixedRegion(SHIFTED, x_of(6, 3), torch.zeros(3, dtype=torch.bool))
+
+
+def test_infinite_energies_stay_walls():
+    """A wall in one energy is a wall in what is made of it; a weight of 0 leaves it out."""
+    wall = lambda x: torch.where(x[:, 0] < 0, torch.inf, x[:, 0])  # noqa: E731
+    x = torch.tensor([[-1.0], [1.0]])
+    assert Guided(wall, wall, 2.0)(x).tolist() == [torch.inf, 1.0]
+    assert Guided(wall, Gaussian(0.0, 1.0), 0.5)(x)[0] == torch.inf
+    assert bool(Sum([Gaussian(0.0, 1.0), wall], [1.0, 0.0])(x).isfinite().all())
+    assert Sum([Gaussian(0.0, 1.0)], [0.0])(x).tolist() == [0, 0]
+
+
+def test_observations_of_another_shape_are_named():
+    x = x_of(3, 2)
+    for y, operator in (
+        (torch.tensor([[2.0]]).double(), lambda x: x.sum(1)),
+        (torch.ones(2).double(), None),
+        (x_of(2, 2), None),
+        (x_of(3, 1), None),
+    ):
+        with pytest.raises(ValueError, match=r"y must be \(1, ...\) or \(B, ...\)"):
+            Observed(Gaussian(0.0, 1.0), y, 0.5, operator)(x)
+
+
+def test_a_fixed_region_is_narrowed_without_looking_at_its_cells(monkeypatch):
+    region = FixedRegion(SHIFTED, x_of(6, 3), torch.tensor([True, False, True]))
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda *a, **k: pytest.fail("looked"))
+    rows = rows_of(region, torch.tensor([1, 1, 4]))
+    assert rows(x_of(3, 2)).shape == (3,)

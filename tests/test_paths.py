@@ -109,7 +109,7 @@ def test_a_path_that_cannot_be_had_gives_way_and_says_why(monkeypatch):
     with pytest.warns(SamplingWarning, match="more than x, value and gradient"):
         run(ladder, Compute("compiled"))
 
-    def broken():
+    def broken(energy, sampler, block):
         def call(*args):
             raise RuntimeError("no compiler was found")
 
@@ -125,7 +125,7 @@ def test_a_path_that_cannot_be_had_gives_way_and_says_why(monkeypatch):
 
 
 def test_a_path_that_ends_elsewhere_is_not_chosen(monkeypatch):
-    def wrong():
+    def wrong(*parts):
         def call(energy, sampler, block, *rest):
             x, *more = paths.moves(energy, sampler, block, *rest)
             return (x * 1.01, *more)
@@ -147,7 +147,7 @@ def test_the_faster_path_is_chosen(monkeypatch, factor, path):
 
     monkeypatch.setattr(paths, "timed", timed)
     monkeypatch.setattr(
-        paths, "compiled_block", lambda: paths.moves
+        paths, "compiled_block", lambda *parts: paths.moves
     )  # as right as eager: it is eager
     chosen = choose(gumbel, Langevin(0.05), torch.ones(3, 2))
     assert chosen.path == path
@@ -178,3 +178,60 @@ def test_mistakes_are_named():
         Compute(precision="float16")
     with pytest.raises(ValueError, match="block must be at least 1"):
         Compute(block=0)
+
+
+@compiler
+def test_what_is_not_finite_within_a_compiled_block_is_seen():
+    """Chains that leave the half line and come back stop on every path alike."""
+
+    def wall(x):
+        return torch.where(x[:, 0] < 0, torch.inf, 0.5 * x[:, 0] ** 2)
+
+    sampler = Langevin(0.3)
+    state = sampler.init(wall, torch.ones(200, 1))
+    noise = paths._stacked(sampler, state, 8, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        eager = paths.moves(wall, sampler, 8, *state[:3], noise)
+        compiled = paths.compiled_block(wall, sampler, 8)(wall, sampler, 8, *state[:3], noise)
+    assert eager[4].sum() > 100
+    assert torch.equal(compiled[4], eager[4])
+
+
+@compiler
+def test_another_step_size_compiles_nothing():
+    for k in range(12):
+        run(Langevin(0.01 * (k + 1)), Compute("compiled"), steps=8)
+
+
+def test_a_path_that_failed_is_not_tried_again(monkeypatch):
+    tries = []
+
+    def broken(energy, sampler, block):
+        def call(*args):
+            tries.append(1)
+            raise RuntimeError("no compiler was found")
+
+        return call
+
+    monkeypatch.setattr(paths, "compiled_block", broken)
+    with pytest.warns(SamplingWarning, match="no compiler was found") as caught:
+        run(Langevin(0.05), Compute("compiled"), steps=320)
+    assert len(tries) == 1
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("block", "thin"), [(9, None), (12, None), (8, 100), (32, None)])
+def test_steps_are_done_in_whole_blocks(monkeypatch, block, thin):
+    done = []
+
+    def counted(energy, sampler, k, *rest):
+        done.append(k)
+        return paths.moves(energy, sampler, k, *rest)
+
+    monkeypatch.setattr(paths, "compiled_block", lambda *parts: counted)
+    x0 = torch.zeros(3, 2)
+    g = torch.Generator().manual_seed(0)
+    how = Compute("compiled", block=block)
+    sample(gumbel, Langevin(0.05), x0, 288, generator=g, compute=how, thin=thin)
+    assert sum(done) >= 0.95 * 288 // block * block
+    assert set(done) == {block}

@@ -389,7 +389,7 @@ def test_mistakes_are_named(generator):
     meta = torch.zeros(2, 2, device="meta")
     fails(r"the generator is on cpu, x0 on meta", x0=meta)
     fails(r"reference of 1 rows of 4 cells", sampler=ReferenceLangevin(given(), 0.1))
-    fails("step_size must be positive", sampler=Langevin(lambda step: -1.0))
+    fails("must be one positive number", sampler=Langevin(lambda step: -1.0))
     for build in (
         lambda: Langevin(0.0),
         lambda: MALA(float("nan")),
@@ -411,7 +411,8 @@ def test_mistakes_are_named(generator):
 
 
 def test_a_constant_energy_has_a_zero_gradient():
-    value, grad = value_and_grad(lambda x: torch.zeros(len(x)), torch.ones(3, 2))
+    with pytest.warns(UserWarning, match="no gradient with respect to x"):
+        value, grad = value_and_grad(lambda x: torch.zeros(len(x)), torch.ones(3, 2))
     assert value.tolist() == [0, 0, 0]
     assert grad.abs().max() == 0
 
@@ -431,3 +432,114 @@ def test_replicas_of_a_model_temper_its_network_alone(generator):
     assert x.shape == x0.shape
     state = sampler.init(energy, x0)
     torch.testing.assert_close(state.value, energy.learnt(x0).detach())
+
+
+def test_gradient_modes_of_the_caller_are_no_matter():
+    """Under inference mode, as under no_grad, chains move as they do outside."""
+
+    def end():
+        g = torch.Generator().manual_seed(0)
+        return sample(gumbel, Langevin(0.1), torch.zeros(3, 2), 4, generator=g)
+
+    expected = end()
+    with torch.inference_mode():
+        inside = end()
+    assert torch.equal(inside, expected)
+    with torch.no_grad():
+        assert torch.equal(end(), expected)
+
+
+def test_an_energy_that_leads_nowhere_is_said(generator):
+    silent = torch.no_grad()(gumbel)
+    with pytest.warns(UserWarning, match="no gradient with respect to x"):
+        sample(silent, Langevin(0.1), torch.zeros(3, 2), 2, generator=generator)
+
+
+def test_step_sizes_and_generators_must_be_as_many_as_chains(generator):
+    x = torch.zeros(6, 2)
+    one = Langevin(torch.full((1,), 0.1))
+    assert sample(gumbel, one, x, 2, generator=generator, chunk=1).shape == x.shape
+    for count in (3, 9):
+        with pytest.raises(ValueError, match=f"{count} step sizes for 6 chains"):
+            sample(gumbel, Langevin(torch.full((count,), 0.1)), x, 2, generator=generator)
+    with pytest.raises(ValueError, match="one generator stands for several chains"):
+        sample(gumbel, Langevin(0.1), x, 2, generator=[generator] * 6, chunk=2)
+    with pytest.raises(ValueError, match="0 generators for 6 chains"):
+        sample(gumbel, Langevin(0.1), x, 2, generator=None)
+    with pytest.raises(ValueError, match="chunk size must be at least 1"):
+        sample(gumbel, Langevin(0.1), x, 2, generator=generator, chunk=0)
+    with pytest.raises(ValueError, match="a whole number"):
+        sample(gumbel, Langevin(0.1), x, 2.0, generator=generator)
+    with pytest.raises(ValueError, match="one positive number"):
+        sample(gumbel, Langevin(lambda step: torch.ones(6)), x, 2, generator=generator)
+    with pytest.raises(ValueError, match="a number or a tensor"):
+        Langevin("0.1")
+    double = ReferenceLangevin(given(), 0.1), Langevin(0.1, ReferencePreconditioner(given()))
+    for sampler in double:
+        with pytest.raises(ValueError, match=r"float64, the reference torch\.float32"):
+            sample(gumbel, sampler, torch.zeros(6, 4).double(), 2, generator=generator)
+    with pytest.raises(ValueError, match="one number a row"):
+        warm_up(lambda x: gumbel(x).sum(), MALA(0.1), x, 10, generator=generator)
+
+
+@pytest.mark.parametrize("outer", ["Annealed", "ReplicaExchange"])
+def test_temperatures_of_temperatures_are_refused(outer):
+    build = {
+        "Annealed": lambda s: Annealed(s, lambda step: 1.0),
+        "ReplicaExchange": lambda s: ReplicaExchange(s, (1.0, 0.5)),
+    }[outer]
+    for inner in (Annealed(MALA(0.1), lambda step: 1.0), ReplicaExchange(MALA(0.1), (1.0, 0.5))):
+        with pytest.raises(ValueError, match=f"{outer} cannot hold {type(inner).__name__}"):
+            build(inner)
+
+
+@pytest.mark.parametrize("build", [lambda: MALA(0.4), lambda: HMC(0.5, 3)], ids=["mala", "hmc"])
+def test_hot_replicas_move_as_readily_as_cold_ones(build, generator):
+    """Step sizes grow with the temperature as each sampler needs it."""
+    gauss = lambda x: 0.5 * x.square().sum(1)  # noqa: E731
+    sampler = ReplicaExchange(build(), (1.0, 0.3, 0.1, 0.03))
+    state = sampler.init(gauss, torch.zeros(200, 10))
+    for _ in range(60):
+        state, _ = sampler.step(gauss, state, generator)
+    accepted = state.accepted / 60
+    assert accepted.min() > 0.7 * accepted.max()
+
+
+def test_one_dead_chain_does_not_hide_the_exchanges_of_the_others():
+    sampler = ReplicaExchange(MALA(0.3), (1.0, 0.5))
+    x0 = torch.tensor([[0.1], [torch.nan], [0.2]])
+    state, g = sampler.init(gumbel, x0), torch.Generator().manual_seed(0)
+    for _ in range(4):
+        state, _ = sampler.step(gumbel, state, g)
+    assert bool(state.swaps.isfinite().all())
+
+
+def test_half_precision_chains_of_many_cells_are_finite(generator):
+    x0 = torch.full((3, 4096), 20.0).half()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample(lambda x: x[:, 0], Langevin(1e-3), x0, 2, generator=generator)
+
+
+def test_warming_up_replicas_builds_no_ladder_anew(generator, monkeypatch):
+    built = []
+    whole = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *a, **k: built.append(a) or whole(*a, **k))
+    sampler = ReplicaExchange(MALA(0.3), (1.0, 0.5))
+    warm_up(gumbel, sampler, torch.zeros(8, 2), 40, generator=generator)
+    assert sum(a[0] == (1.0, 0.5) for a in built) <= 1
+
+
+def test_threads_keep_the_precision_of_the_caller(generator):
+    """Autocast holds in chunks that run side by side as it does in one."""
+    network = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.SiLU(), torch.nn.Linear(64, 1))
+    seeds = [torch.Generator().manual_seed(i) for i in range(8)]
+
+    def end(chunk):
+        for i, g in enumerate(seeds):
+            g.manual_seed(i)
+        energy = lambda x: network(x).squeeze(1).float()  # noqa: E731
+        with torch.autocast("cpu", torch.bfloat16):
+            return sample(energy, Langevin(0.1), torch.ones(8, 8), 3, generator=seeds, chunk=chunk)
+
+    torch.testing.assert_close(end(4), end(8), rtol=0, atol=1e-6)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 __all__ = ["Sum", "Mixture", "Marginal", "Guided", "FixedRegion", "Observed", "LowPrecision"]
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,8 +57,9 @@ class Sum:
     def __call__(self, x: Tensor) -> Tensor:
         total: Any = 0
         for energy, weight in zip(self.energies, self.weights, strict=True):
-            total = total + weight * energy(x)
-        return total
+            if not (isinstance(weight, (int, float)) and weight == 0):  # 0 of infinity is 0
+                total = total + weight * energy(x)
+        return total if isinstance(total, Tensor) else 0 * self.energies[0](x)
 
     def rows(self, part: Any) -> Sum:
         weights = [_per_row(w, part) for w in self.weights]
@@ -129,8 +131,9 @@ class Guided:
         self.conditional, self.unconditional, self.weight = conditional, unconditional, weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        base = self.unconditional(x)
-        return base + self.weight * (self.conditional(x) - base)
+        base, goal = self.unconditional(x), self.conditional(x)
+        guided = base + self.weight * (goal - base)
+        return guided.masked_fill((base == torch.inf) | (goal == torch.inf), torch.inf)
 
     def rows(self, part: Any) -> Guided:
         conditional, base = rows_of(self.conditional, part), rows_of(self.unconditional, part)
@@ -173,7 +176,9 @@ class FixedRegion:
         return self.energy(self.complete(z))
 
     def rows(self, part: Any) -> FixedRegion:
-        return FixedRegion(rows_of(self.energy, part), _per_row(self.known, part), self.free)
+        own = copy.copy(self)  # what is free stays, and is not looked at again
+        own.energy, own.known = rows_of(self.energy, part), _per_row(self.known, part)
+        return own
 
 
 class Observed:
@@ -185,7 +190,11 @@ class Observed:
         energy: E, of the prior.
         y: What was observed, `(B, ...)`, or `(1, ...)` for all rows.
         deviation: s: a number, or of the shape of a row, infinite where nothing was observed.
-        operator: A, a differentiable function of x `(B, ...)`; the identity when None.
+        operator: A, a differentiable function of x `(B, ...)` to rows like those of y; the
+            identity when None.
+
+    Raises:
+        ValueError: where it is called, y and what the operator gives are of different shapes.
     """
 
     def __init__(
@@ -201,13 +210,18 @@ class Observed:
 
     def __call__(self, x: Tensor) -> Tensor:
         seen = x if self.operator is None else self.operator(x)
+        if seen.ndim < 2 or seen.shape[1:] != self.y.shape[1:] or len(self.y) not in (1, len(x)):
+            raise ValueError(
+                f"y must be (1, ...) or (B, ...), shaped like what the operator gives, found y "
+                f"{tuple(self.y.shape)} for {tuple(seen.shape)} of x {tuple(x.shape)}"
+            )
         misfit = ((self.y - seen) / self.deviation).flatten(1)
         return self.energy(x) + 0.5 * misfit.square().sum(1)
 
     def rows(self, part: Any) -> Observed:
-        own = Observed.__new__(Observed)
+        own = copy.copy(self)
         own.energy, own.y = rows_of(self.energy, part), _per_row(self.y, part)
-        own.deviation, own.operator = self.deviation, self.operator
+        own.operator = rows_of(self.operator, part)
         return own
 
 

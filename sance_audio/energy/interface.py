@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["Energy", "value_and_grad", "rows_of"]
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,14 +27,22 @@ def value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 
     No gradient of the parameters of `energy` is computed, whether they require one or not: only
     the path to x is walked back. While a compiler traces it, the gradient is taken by a function
-    transform, which leaves one graph.
+    transform, which leaves one graph. The caller's `no_grad` or `inference_mode` is no matter.
+
+    Warns:
+        UserWarning: nothing leads from the energy back to x (a constant, or an energy under
+            `no_grad` of its own); its gradient is taken as 0.
     """
     if torch.compiler.is_compiling():
         return _transformed(energy, x)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return value_and_grad(energy, x.clone())
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value = energy(x)
-        if not value.requires_grad:  # a constant energy
+        if not value.requires_grad:
+            warnings.warn("the energy has no gradient with respect to x, 0 is taken", stacklevel=2)
             return value.detach(), torch.zeros_like(x)
         (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
     return value.detach(), torch.zeros_like(x) if grad is None else grad

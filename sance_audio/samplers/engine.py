@@ -8,7 +8,7 @@ finite and is named; the others do not depend on it.
 
 from __future__ import annotations
 
-__all__ = ["sample", "check_chains", "automatic_chunk"]
+__all__ = ["sample", "check_chains", "start", "automatic_chunk"]
 
 import warnings
 from collections.abc import Callable
@@ -66,29 +66,32 @@ def sample(
         compute: How steps are computed (see `choose`): eagerly and in the type of x0 when None.
 
     Returns:
-        The last states `(B, ...)`; with `thin`, the kept ones `(steps // thin, B, ...)`.
+        The last states `(B, ...)`; with `thin`, the kept ones `(steps // thin, B, ...)`. Of an
+        unadjusted sampler, the energy of the last state is not computed, nor looked at.
 
     Raises:
         ValueError: no steps or chains, x0 of integers, an energy of another shape or type than
-            `(B,)`, generators of another number or device than the chains.
+            `(B,)`, generators or step sizes of another number than the chains, a generator on
+            another device, or one that stands for several chains.
         SamplingError: no chain could go on, or none ever moved.
 
     Warns:
         SamplingWarning: some chains stopped (which, and when), or a step rejected all proposals
             for certain.
     """
-    check_chains(x0, steps, generator)
+    check_chains(sampler, x0, steps, generator)
     if thin is not None and not 1 <= thin <= steps:
         raise ValueError(f"thin must lie between 1 and steps={steps}, found {thin}")
-    if chunk is None:
-        chunk = automatic_chunk(x0) if callback is None else None
-    parts = slices(len(x0), chunk or len(x0)) if callback is None else [slice(0, len(x0))]
+    chunk = automatic_chunk(x0) if chunk is None else chunk
+    parts = slices(len(x0), chunk if callback is None else len(x0))
     generators = _spread(generator, parts)
     compute = compute or Compute()
     energy = in_precision(energy, compute)
 
     def run(index: int) -> tuple[Tensor, Report]:
-        e, s = rows_of(energy, parts[index]), rows_of(sampler, parts[index])
+        whole = len(parts) == 1  # then nothing is narrowed, so that what has other rows is seen
+        e = energy if whole else rows_of(energy, parts[index])
+        s = sampler if whole else rows_of(sampler, parts[index])
         return _run(e, s, x0[parts[index]], steps, generators[index], callback, thin, compute)
 
     if len(parts) == 1:
@@ -113,15 +116,17 @@ def _run(
     compute: Compute,
 ) -> tuple[Tensor, Report]:
     """One chunk: its result, as `sample` returns it, and what happened to its chains."""
-    seen = callback is not None or thin is not None
-    state = _start(energy, sampler, x0)
+    state = start(energy, sampler, x0)
     watch = Watch(state)
-    walk = stepper(energy, sampler, state, 1 if seen else compute.block, compute)
+    longest = 1 if callback is not None else min(compute.block, thin or steps)
+    walk = stepper(energy, sampler, state, longest, compute)
+    look = 1 if callback is not None else -(-BLOCK // longest) * longest
     kept, done = [], 0
     spare = callback is None and compute.path == "eager" and _unadjusted(sampler)
     last_evaluated = steps - 1 if spare else steps  # the last gradient would not be used
     while done < last_evaluated:
-        block = 1 if seen else min(max(BLOCK, compute.block), last_evaluated - done)
+        kept_next = thin - done % thin if thin is not None else look
+        block = min(look, kept_next, last_evaluated - done)
         before = state
         for after, info, count in walk(before, block, generator):
             watch.step(after, info, count)
@@ -144,17 +149,24 @@ def _unadjusted(sampler: Any) -> bool:
     return hasattr(sampler, "propose") and sampler.target >= 1
 
 
-def check_chains(x0: Tensor, steps: int, generator: Generators) -> None:
+def check_chains(sampler: Any, x0: Tensor, steps: int, generator: Generators) -> None:
     """Raise ValueError for what cannot be run; see `sample`."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, found {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be at least 1, a whole number, found {steps}")
     if x0.ndim < 2 or not len(x0):
         raise ValueError(f"x0 must be chains (B, ...), at least one, found {tuple(x0.shape)}")
     if not x0.is_floating_point():
         raise ValueError(f"x0 must be floating-point, found {x0.dtype}: x0.float()")
-    own = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    eps = getattr(sampler, "step_size", None)
+    if isinstance(eps, Tensor) and eps.ndim and len(eps) not in (1, len(x0)):
+        raise ValueError(f"{len(eps)} step sizes for {len(x0)} chains: one for all, or one each")
+    own = [generator] if isinstance(generator, torch.Generator) else list(generator or ())
     if own != [generator] and len(own) != len(x0):
         raise ValueError(f"{len(own)} generators for {len(x0)} chains: one each is needed")
+    if len({id(g) for g in own}) < len(own):
+        raise ValueError(
+            "one generator stands for several chains: give each its own, or one alone"
+        )
     for g in own:
         if g.device.type != x0.device.type:
             raise ValueError(
@@ -163,7 +175,7 @@ def check_chains(x0: Tensor, steps: int, generator: Generators) -> None:
             )
 
 
-def _start(energy: Any, sampler: Any, x0: Tensor) -> Any:
+def start(energy: Any, sampler: Any, x0: Tensor) -> Any:
     """The first state; ValueError where the energy cannot take x0, or is not one number a row in
     the type of the rows.
     """
@@ -184,9 +196,9 @@ def _start(energy: Any, sampler: Any, x0: Tensor) -> Any:
     return state
 
 
-def automatic_chunk(x0: Tensor) -> int | None:
-    """Chains per chunk where there are too many cells for one; None for all in one."""
-    return None if x0.numel() <= CELLS else chunk_size(x0.device, x0[0].numel())
+def automatic_chunk(x0: Tensor) -> int:
+    """Chains per chunk: all, but where there are too many cells for one."""
+    return len(x0) if x0.numel() <= CELLS else chunk_size(x0.device, x0[0].numel())
 
 
 def _spread(generator: Generators, parts: list[slice]) -> list[Generators]:
@@ -231,8 +243,9 @@ def _tell(reports: list[Report], sampler: Any, steps: int) -> None:
         )
     if rejected:
         warnings.warn(
-            f"{rejected} of {steps * len(reports)} steps rejected every proposal (acceptance "
-            f"below 0.1 % in all chains); step_size={sampler.step_size} is too large: {remedy}",
+            f"at least {rejected} of {steps * len(reports)} steps rejected every proposal "
+            f"(acceptance below 0.1 % in all chains); step_size={sampler.step_size} is too "
+            f"large: {remedy}",
             SamplingWarning,
             stacklevel=3,
         )

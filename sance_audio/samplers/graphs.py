@@ -54,6 +54,7 @@ class GraphedBlock:
             for _ in range(WARM_UPS):
                 self.function(x, value, grad, tuple(noise))
         torch.cuda.current_stream(x.device).wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self.outputs = self.function(x, value, grad, tuple(noise))
+        self.graph = graph  # only one that was captured whole

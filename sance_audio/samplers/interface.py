@@ -31,11 +31,13 @@ __all__ = [
     "randn",
     "log_uniform",
     "per_row",
+    "row_sum",
     "dot",
     "clip_seeds",
 ]
 
 import copy
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -110,6 +112,8 @@ class StepSized(ABC):
 
     target = 1.0
     """Mean acceptance that warm-up aims at; 1 for samplers that always accept."""
+    heat = 1.0
+    """At an inverse temperature beta, steps are larger by `beta ** -heat`."""
 
     def __init__(self, step_size: StepSize):
         if not callable(step_size):
@@ -143,7 +147,10 @@ class StepSized(ABC):
         if not callable(self.step_size):
             return ()
         eps = self.step_size(step)
-        _check_step_size(eps)
+        if isinstance(eps, Tensor) and eps.numel() == 1:
+            eps = float(eps)
+        if isinstance(eps, Tensor) or not eps > 0:
+            raise ValueError(f"step_size({step}) must be one positive number, found {eps}")
         return (torch.full((), float(eps), dtype=x.dtype, device=x.device),)
 
     def step(self, energy: Any, state: Any, generator: Generators) -> tuple[Any, Info]:
@@ -161,7 +168,7 @@ class StepSized(ABC):
 
     def rows(self: S, part: Any) -> S:
         """The sampler of some of the chains: a slice, or an index tensor."""
-        if isinstance(self.step_size, Tensor) and self.step_size.ndim:
+        if isinstance(self.step_size, Tensor) and self.step_size.numel() > 1:
             return self.with_step_size(self.step_size[part])
         return copy.copy(self)
 
@@ -204,7 +211,7 @@ def metropolis(
         log_ratio: `(B,)`, log of `p(x') q(x | x') / (p(x) q(x' | x))`.
         log_u: `(B,)`, logarithms of uniform numbers.
     """
-    slope = proposal.grad.flatten(1).sum(1)
+    slope = row_sum(proposal.grad)
     failed = proposal.value.isnan() | (proposal.value.isfinite() & ~slope.isfinite())
     log_ratio = log_ratio.nan_to_num(-torch.inf, torch.inf, -torch.inf)
     log_ratio = log_ratio.masked_fill(failed | (proposal.value == torch.inf), -torch.inf)
@@ -258,11 +265,16 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
+def row_sum(x: Tensor) -> Tensor:
+    """Sums `(B,)` of the rows of x `(B, ...)`, in float32 at least: finite where all cells are."""
+    return x.flatten(1).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def _check_step_size(step_size: float | Tensor) -> None:
     if isinstance(step_size, Tensor):  # not looked at: that would wait for the device
         if step_size.ndim > 1:
             raise ValueError(
                 f"step_size must be a number or one a chain (B,), found {tuple(step_size.shape)}"
             )
-    elif not step_size > 0:
-        raise ValueError(f"step_size must be positive, found {step_size}")
+    elif not isinstance(step_size, numbers.Real) or not step_size > 0:
+        raise ValueError(f"step_size must be positive, a number or a tensor, found {step_size!r}")

@@ -86,6 +86,7 @@ class ReferencePreconditioner:
 
     def _times(self, v: Tensor, power: float) -> Tensor:
         """P^power v, `(B, ...)`."""
+        _same_type(v, self.reference)
         along = self.reference.eigenvalues.clamp_max(self.cap) ** power
         elsewhere = self.reference.remainder.clamp_max(self.cap) ** power
         flat = v.flatten(1).unsqueeze(1)
@@ -121,6 +122,8 @@ class ReferenceLangevin(StepSized):
     grad F is grad E less the reference's own.
     """
 
+    heat = 0.0  # the reference stays as it is
+
     def __init__(
         self, reference: Any, step_size: StepSize, cap: float = 1.0, *, adjusted: bool = False
     ):
@@ -146,6 +149,7 @@ class ReferenceLangevin(StepSized):
                 f"x is {tuple(x.shape)}, the reference of {rows} rows of {cells} cells: give one "
                 f"Gaussian per chain, of as many cells"
             )
+        _same_type(x, self.reference)
         return State(x, *value_and_grad(self.part(energy), x))
 
     def part(self, energy: Any) -> Any:
@@ -213,4 +217,11 @@ class ReferenceLangevin(StepSized):
         own = super().rows(part)
         return ReferenceLangevin(
             rows_of(self.reference, part), own.step_size, self.cap, adjusted=self.adjusted
+        )
+
+
+def _same_type(x: Tensor, reference: Any) -> None:
+    if x.dtype != reference.mean.dtype:
+        raise ValueError(
+            f"x is {x.dtype}, the reference {reference.mean.dtype}: make them the same"
         )

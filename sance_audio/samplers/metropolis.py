@@ -81,6 +81,7 @@ class HMC(_Adjusted):
         preconditioner: P, with `root`; the identity when None. It must not depend on x.
     """
 
+    heat = 0.5  # eps is a length here, the square of one elsewhere
     target = 0.8  # Betancourt, Byrne & Girolami, 2014: between .6 and .9
 
     def __init__(

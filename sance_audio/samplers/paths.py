@@ -16,6 +16,7 @@ __all__ = ["Compute", "PATHS", "choose", "stepper", "in_precision", "compiled_bl
 import functools
 import statistics
 import time
+import types
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -87,14 +88,9 @@ def stepper(energy: Any, sampler: Any, state: Any, block: int, compute: Compute)
         return functools.partial(_eager, energy, sampler)
     if not (isinstance(sampler, StepSized) and type(state) is State):
         return _instead(energy, sampler, compute, "its state is more than x, value and gradient")
-    several: Callable[..., Any]
-    if compute.path == "cuda_graph":
-        if state.x.device.type != "cuda":
-            return _instead(energy, sampler, compute, f"the chains are on {state.x.device}")
-        several = GraphedBlock(functools.partial(moves, energy, sampler, block))
-    else:
-        several = functools.partial(compiled_block(), energy, sampler, block)
-    return functools.partial(_in_blocks, energy, sampler, several, block, compute)
+    if compute.path == "cuda_graph" and state.x.device.type != "cuda":
+        return _instead(energy, sampler, compute, f"the chains are on {state.x.device}")
+    return _Blocks(energy, sampler, block, compute)
 
 
 def _eager(
@@ -105,29 +101,48 @@ def _eager(
         yield state, info, 1
 
 
-def _in_blocks(
-    energy: Any,
-    sampler: StepSized,
-    several: Callable[..., tuple[Tensor, ...]],
-    block: int,
-    compute: Compute,
-    state: State,
-    count: int,
-    generator: Generators,
-) -> Iterator[tuple[State, Info, int]]:
-    """Whole blocks in one call each; what is left, eagerly."""
-    while count >= block:
-        noise = _stacked(sampler, state, block, generator)
-        try:
-            x, value, grad, accepted, failed = several(*state[:3], noise)
-        except Exception as error:  # whatever a compiler may raise: the eager path has the noise
-            _warn(sampler, compute, f"{type(error).__name__}: {error}"[:300])
-            several = functools.partial(moves, energy, sampler, block)
-            x, value, grad, accepted, failed = several(*state[:3], noise)
-        state = State(x, value, grad, state.step + block)
-        yield state, Info(accepted, failed), block
-        count -= block
-    yield from _eager(energy, sampler, state, count, generator)
+class _Blocks:
+    """A walk in blocks of steps: whole ones in one call each; what is left, eagerly. Where a call
+    fails, eager moves take its place, for good.
+    """
+
+    def __init__(self, energy: Any, sampler: StepSized, block: int, compute: Compute):
+        if isinstance(sampler.step_size, (int, float)):  # an input: another one compiles nothing
+            sampler = sampler.with_step_size(_Fixed(float(sampler.step_size)))
+        self.energy, self.sampler, self.block, self.compute = energy, sampler, block, compute
+        self.plain = functools.partial(moves, energy, sampler, block)
+        self.several: Callable[..., tuple[Tensor, ...]] = (
+            GraphedBlock(self.plain)
+            if compute.path == "cuda_graph"
+            else functools.partial(compiled_block(energy, sampler, block), energy, sampler, block)
+        )
+
+    def __call__(
+        self, state: State, count: int, generator: Generators
+    ) -> Iterator[tuple[State, Info, int]]:
+        while count >= self.block:
+            noise = _stacked(self.sampler, state, self.block, generator)
+            try:
+                found = self.several(*state[:3], noise)
+            except Exception as error:  # whatever a compiler may raise; the noise is still there
+                _warn(self.sampler, self.compute, f"{type(error).__name__}: {error}"[:300])
+                self.several = self.plain
+                found = self.plain(*state[:3], noise)
+            x, value, grad, accepted, failed = found
+            state = State(x, value, grad, state.step + self.block)
+            yield state, Info(accepted, failed), self.block
+            count -= self.block
+        yield from _eager(self.energy, self.sampler, state, count, generator)
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A schedule that stays at one step size."""
+
+    eps: float
+
+    def __call__(self, step: int) -> float:
+        return self.eps
 
 
 def _stacked(sampler: StepSized, state: State, block: int, generator: Generators) -> Noise:
@@ -149,19 +164,26 @@ def moves(
     finite on the way `(B,)`.
     """
     state = State(x, value, grad)
-    accepted, alarm = torch.zeros_like(value), torch.zeros_like(value)
-    failed = torch.zeros_like(value, dtype=torch.bool)
+    accepted, failed = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.bool)
     for i in range(block):
         state, info = sampler.move(energy, state, tuple(part[i] for part in noise))
-        accepted, alarm = accepted + info.accepted, alarm + 0 * state.value
+        accepted, failed = accepted + info.accepted, failed | ~state.value.isfinite()
         failed = failed if info.failed is None else failed | info.failed
-    return state.x, state.value, state.grad, accepted, failed | ~alarm.isfinite()
+    return state.x, state.value, state.grad, accepted, failed
+
+
+def compiled_block(energy: Any, sampler: StepSized, block: int) -> Callable[..., Any]:
+    """`moves`, compiled: one graph for each shape. Each kind of energy and sampler has a code
+    object of its own, since a compiler bounds the graphs of one.
+    """
+    return _compiled(getattr(energy, "__code__", type(energy)), type(sampler), block)
 
 
 @functools.cache
-def compiled_block() -> Callable[..., Any]:
-    """`moves`, compiled: one graph for each kind of energy, sampler and shape."""
-    return torch.compile(moves, fullgraph=True, dynamic=False)
+def _compiled(energy: Any, sampler: type, block: int) -> Callable[..., Any]:
+    code = moves.__code__.replace(co_name=f"moves_of_{sampler.__name__}_{block}")
+    own = types.FunctionType(code, moves.__globals__, closure=moves.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
 
 
 def _instead(energy: Any, sampler: Any, compute: Compute, why: str) -> Walk:
@@ -205,7 +227,7 @@ def choose(
     """
     compute = compute or Compute()
     low = in_precision(energy, compute)
-    probe = functools.partial(_end, low, sampler, sampler.init(low, x0), compute, steps, seed)
+    probe = _Probe(low, sampler, sampler.init(low, x0), compute, steps, seed)
     expected, usable, words = probe("eager"), [], []
     for name in paths:
         if name == "eager" or (name == "cuda_graph" and x0.device.type != "cuda"):
@@ -227,17 +249,28 @@ def choose(
     return replace(compute, path=path, why="; ".join(words))
 
 
-def _end(
-    energy: Any, sampler: Any, state: Any, compute: Compute, steps: int, seed: int, path: str
-) -> Tensor:
-    """Where the chains are after some steps on a path."""
-    own, device = replace(compute, path=path), state.x.device
-    walk = stepper(energy, sampler, state, own.block, own)
-    generator = torch.Generator(device).manual_seed(seed)
-    *_, (last, _, _) = walk(state, steps, generator)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return last.x
+class _Probe:
+    """Where the chains are after some steps on a path, from the same start with the same noise;
+    what a path has compiled or captured, it keeps.
+    """
+
+    def __init__(
+        self, energy: Any, sampler: Any, state: Any, compute: Compute, steps: int, seed: int
+    ):
+        self.parts, self.state, self.compute = (energy, sampler), state, compute
+        self.steps, self.seed = steps, seed
+        self.walks: dict[str, Walk] = {}
+
+    def __call__(self, path: str) -> Tensor:
+        if path not in self.walks:
+            own = replace(self.compute, path=path)
+            self.walks[path] = stepper(*self.parts, self.state, own.block, own)
+        device = self.state.x.device
+        generator = torch.Generator(device).manual_seed(self.seed)
+        *_, (last, _, _) = self.walks[path](self.state, self.steps, generator)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return last.x
 
 
 def _tried(

@@ -76,12 +76,13 @@ class Annealed(StepSized):
     """A sampler on `beta(t) E`, t the number of steps taken.
 
     Arguments:
-        sampler: Any of this package.
+        sampler: Any of this package but itself and `ReplicaExchange`.
         schedule: Inverse temperature of step t = 0, 1, ...: any callable giving a number above 0.
     """
 
     def __init__(self, sampler: StepSized, schedule: Callable[[int], float]):
         super().__init__(sampler.step_size)
+        _check_plain(sampler, "Annealed")
         self.sampler, self.schedule = sampler, schedule
         self.target = sampler.target
 
@@ -142,6 +143,8 @@ class ReplicaState(NamedTuple):
     """`(R B, ...)`, temperature by temperature, value and gradient at beta = 1."""
     sampler: StepSized
     """Of all replicas, but for its step size."""
+    accepted: Tensor
+    """`(R,)`, mean acceptance of the moves at each temperature, summed over the steps."""
     swaps: Tensor
     """`(R - 1,)`, mean probability with which neighbours exchanged their states, summed over the
     steps at which they could: every second one.
@@ -157,7 +160,8 @@ class ReplicaExchange(StepSized):
 
     Arguments:
         sampler: MALA, HMC or the adjusted ReferenceLangevin. Its step size is that of beta = 1;
-            others have `step_size / beta`, or the same with a reference.
+            at others steps are larger by `beta ** -sampler.heat`: none with a reference, 1 / beta
+            with MALA, its root with HMC.
         betas: Inverse temperatures, from 1 down, above 0.
     """
 
@@ -166,6 +170,7 @@ class ReplicaExchange(StepSized):
         falling = all(a > b > 0 for a, b in pairwise(betas))
         if len(betas) < 2 or betas[0] != 1 or not falling:
             raise ValueError(f"betas must fall from 1 and stay above 0, found {tuple(betas)}")
+        _check_plain(sampler, "ReplicaExchange")
         if sampler.target == 1:
             raise ValueError(
                 f"replicas need a sampler that leaves its target invariant (MALA, HMC, "
@@ -183,8 +188,8 @@ class ReplicaExchange(StepSized):
         index, _ = self._index(xs[0])
         sampler = self.sampler.rows(index)
         replicas = sampler.init(rows_of(energy, index), xs.flatten(0, 1))
-        swaps = xs.new_zeros(len(self.betas) - 1)
-        return self._state(replicas, xs.shape[1], sampler, swaps)
+        zeros = xs.new_zeros(len(self.betas))
+        return self._state(replicas, xs.shape[1], sampler, zeros, zeros[1:])
 
     def random(self, x: Tensor, generator: Generators) -> Noise:
         """For every replica in turn, then for the exchanges `(R, B)`."""
@@ -205,7 +210,9 @@ class ReplicaExchange(StepSized):
         moved, info = _moved(sampler, rows_of(energy, index), state.replicas, beta, own)
         replicas, exchanged = self._exchange(moved, count, *noise[-2:])
         failed = None if info.failed is None else info.failed.view(-1, count).any(0)
-        after = self._state(replicas, count, state.sampler, state.swaps + exchanged)
+        accepted = state.accepted + info.accepted.view(-1, count).mean(1)
+        swaps = state.swaps + exchanged
+        after = self._state(replicas, count, state.sampler, accepted, swaps)
         return after, Info(info.accepted[:count], failed)
 
     def _index(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +231,7 @@ class ReplicaExchange(StepSized):
         """Step sizes `(R B,)`."""
         if isinstance(eps, Tensor) and eps.ndim:
             eps = eps.repeat(len(self.betas))
-        return eps * torch.ones_like(beta) / (1 if hasattr(self.sampler, "reference") else beta)
+        return eps * beta**-self.sampler.heat
 
     def _exchange(
         self, state: State, count: int, log_u: Tensor, parity: Tensor
@@ -243,18 +250,26 @@ class ReplicaExchange(StepSized):
         accept = log_u[lower] < log_a  # both of a pair see the same numbers
         source = torch.where(accept, partner[:, None], ladder[:, None])  # itself, without partner
         index = (source * count + torch.arange(count, device=state.x.device)).flatten()
-        chance = torch.where(first[:, None], log_a.clamp_max(0).exp(), 0.0).mean(1)[:-1]
+        chance = log_a.clamp_max(0).exp().nan_to_num(0.0)
+        chance = torch.where(first[:, None], chance, 0.0).mean(1)[:-1]
         return State(state.x[index], state.value[index], state.grad[index], state.step), chance
 
     def _state(
-        self, replicas: State, count: int, sampler: StepSized, swaps: Tensor
+        self, replicas: State, count: int, sampler: StepSized, accepted: Tensor, swaps: Tensor
     ) -> ReplicaState:
         x, value, grad, step = replicas
         own = x[:count], value[:count], grad[:count], step
-        return ReplicaState(*own, replicas, sampler, swaps)
+        return ReplicaState(*own, replicas, sampler, accepted, swaps)
 
     def with_step_size(self, step_size: Any) -> ReplicaExchange:
-        return ReplicaExchange(self.sampler.with_step_size(step_size), self.betas)
+        own = super().with_step_size(step_size)  # with the ladder that was brought to the device
+        own.sampler = self.sampler.with_step_size(step_size)
+        return own
 
     def rows(self, part: Any) -> ReplicaExchange:
         return ReplicaExchange(self.sampler.rows(part), self.betas)
+
+
+def _check_plain(sampler: Any, name: str) -> None:
+    if isinstance(sampler, (Annealed, ReplicaExchange)):
+        raise ValueError(f"{name} cannot hold {type(sampler).__name__}: give it a plain sampler")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sance_audio.energy import Energy
-from sance_audio.samplers.engine import check_chains
+from sance_audio.samplers.engine import check_chains, start
 from sance_audio.samplers.interface import Generators, SamplingError, StepSized
 
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
@@ -51,7 +51,7 @@ def warm_up(
         energy: See `sample`.
         sampler: MALA, HMC, the adjusted ReferenceLangevin, or replicas of one; its step size is
             where the search begins.
-        x0: Chains `(B, ...)`.
+        x0: Chains `(B, ...)`, run in one batch.
         steps: Steps, some 100 at least.
         generator: One for all, or one per chain.
         target: Mean acceptance to aim at; the sampler's own when None (MALA .574, HMC .8).
@@ -67,9 +67,9 @@ def warm_up(
     aim = sampler.target if target is None else target
     if not 0 < aim < 1:
         raise ValueError(f"target must lie between 0 and 1, found {target}")
-    check_chains(x0, steps, generator)
+    check_chains(sampler, x0, steps, generator)
     middle = math.log(10 * sampler.step_size)
-    state: Any = sampler.init(energy, x0)
+    state: Any = start(energy, sampler, x0)
     like = state.value.double()
     error, mean = like.new_zeros(()), like.new_zeros(())
     late = like.new_zeros(())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sance_audio.samplers.interface import Info, State, per_row
+from sance_audio.samplers.interface import Info, State, per_row, row_sum
 
 HOPELESS = 1e-3
 """Acceptance below which, in every chain at once, a step has rejected all there was."""
@@ -71,7 +71,7 @@ class Watch:
 
 def _finite(state: Any) -> Tensor:
     """`(B,)`: chains whose place, energy and gradient are finite."""
-    sums = state.x.flatten(1).sum(1) + state.grad.flatten(1).sum(1)
+    sums = row_sum(state.x) + row_sum(state.grad)
     return sums.isfinite() & state.value.isfinite()
 
 

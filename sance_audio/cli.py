@@ -112,8 +112,6 @@ class Info:
 
 
 def generate(args: Generate) -> None:
-    import torch
-
     from sance_audio.assessment import write_clips
     from sance_audio.model import AudioEBM
 
@@ -123,7 +121,7 @@ def generate(args: Generate) -> None:
     label = _class(model.labels, args.label)
     waves = model.generate(
         args.num,
-        torch.Generator().manual_seed(args.seed),
+        _seeded(args.seed),
         label,
         steps=args.steps,
         reference_only=args.reference_only,
@@ -133,10 +131,7 @@ def generate(args: Generate) -> None:
 
 
 def restore(args: Restore) -> None:
-    import torch
-
     from sance_audio import restoration, tracks
-    from sance_audio.audio import PEAK
     from sance_audio.model import AudioEBM
 
     if args.samples < 1:
@@ -148,25 +143,40 @@ def restore(args: Restore) -> None:
     track = tracks.read_track(args.recording)
     if track.partial:
         print(f"{args.recording}: {track.partial}", file=sys.stderr)
-    done = restoration.restore(
+    done = restoration.fill(
         model,
-        track.waveform,
+        track.rows,
         track.sample_rate,
         args.start,
         args.end,
         args.samples,
+        full_scale=track.full_scale,
         draw=args.draw,
         label=label,
-        generator=torch.Generator().manual_seed(args.seed),
+        generator=_seeded(args.seed),
     )
     first, stop = done.changed
-    tracks.write_track(args.out, track.replaced(done.waveform, first, stop))
+    track = track.replaced(done.samples, first)  # the one there was is let go
+    tracks.write_track(args.out, track)
     for channel, gain in enumerate(done.gains, 1):
         if gain < 1:
-            print(f"channel {channel}: filling scaled by {gain:.3f} so as not to pass {PEAK}")
+            print(f"channel {channel}: filling scaled by {gain:.3g}, {restoration.SCALED}")
     rate = track.sample_rate
     note = f", band-limited to {model.sample_rate / 2:g} Hz" if rate > model.sample_rate else ""
     print(f"{first / rate:.3f} to {stop / rate:.3f} s, cross-fades included, in {args.out}{note}")
+
+
+def _seeded(seed: int) -> Any:
+    """A `torch.Generator` of a seed.
+
+    Raises:
+        ValueError: more than 64 bits.
+    """
+    import torch
+
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"--seed must lie between -2^63 and 2^64 - 1, found {seed}")
+    return torch.Generator().manual_seed(seed)
 
 
 def _class(labels: Sequence[str], name: str | None) -> int | None:

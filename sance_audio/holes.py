@@ -12,20 +12,37 @@ model's rate and mels leave out. Every other sample is the recording's own, to t
 
 from __future__ import annotations
 
-__all__ = ["Hole", "View", "find_hole", "view", "hidden_frames", "splice", "FADE"]
+__all__ = [
+    "Hole",
+    "View",
+    "Known",
+    "find_hole",
+    "view",
+    "known_samples",
+    "hidden_frames",
+    "splice",
+    "whole_rate",
+    "FADE",
+]
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sance_audio.audio import PEAK, fit_length, resample
+from sance_audio.audio import PEAK, fit_length, gain, resample
 
 FADE = 0.010
 """Seconds of cross-fade on either side."""
 NEGLIGIBLE = 1e-5
 """Share of a frame's squared window that may lie in the hole while the frame counts as known."""
+SILENT = 1e-8
+"""Peak of samples up to which there is nothing to go on: of full scale, or of the recording's own
+peak where that is above it.
+"""
+BLOCK = 2**18
+"""Samples that are looked at together."""
 
 
 class Hole(NamedTuple):
@@ -40,6 +57,27 @@ class Hole(NamedTuple):
         return Hole(max(0, self.first - fade), min(n, self.stop + fade))
 
 
+def whole_rate(sample_rate: Any) -> int:
+    """A sample rate in Hz as an integer, from any number that is one.
+
+    >>> whole_rate(8000.0)
+    8000
+
+    Raises:
+        ValueError: no whole number, or less than 1.
+    """
+    try:
+        rate = int(sample_rate)
+        whole = bool(rate == sample_rate)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        rate, whole = 0, False
+    if not whole or rate < 1:
+        raise ValueError(
+            f"sample_rate must be a whole number of at least 1 Hz, found {sample_rate!r}"
+        )
+    return rate
+
+
 def find_hole(start: float, end: float, n: int, sample_rate: int) -> Hole:
     """The hole from `start` to `end`, in seconds, of a clip of n samples.
 
@@ -47,8 +85,6 @@ def find_hole(start: float, end: float, n: int, sample_rate: int) -> Hole:
         ValueError: times that are not finite, in the wrong order, less than a sample apart,
             outside of the clip, or around all of it.
     """
-    if sample_rate < 1:
-        raise ValueError(f"sample_rate must be at least 1 Hz, found {sample_rate}")
     length = n / sample_rate
     if not (math.isfinite(start) and math.isfinite(end)):
         raise ValueError(f"the hole's start and end must be finite, found {start} and {end}")
@@ -91,13 +127,14 @@ class View(NamedTuple):
     window: int
     """Samples of the window, at the model's rate."""
 
-    def take(self, clip: Tensor, hole: Hole) -> Tensor:
-        """The window `(window,)` of a clip `(N,)`, zero in the hole; float32, on the CPU.
+    def take(self, clip: Tensor, hole: Hole, unit: float = 1.0) -> Tensor:
+        """The window `(window,)` of a clip `(N,)`, in units of `unit`, zero in the hole; float32,
+        on the CPU.
 
         Where the rate changes, a straight line bridges the hole first: the edges of a silence
         would ring into the samples around it.
         """
-        clip = clip[self.first : self.stop].detach().float().cpu().clone()
+        clip = (clip[self.first : self.stop].detach().cpu().double() / unit).float()
         first, stop = hole.first - self.first, hole.stop - self.first
         edge = clip[[max(first - 1, 0), min(stop, len(clip) - 1)]]
         left = edge[0] if first > 0 else edge[1]
@@ -148,6 +185,103 @@ def view(hole: Hole, n: int, sample_rate: int, model_rate: int, window: int) -> 
     return View(first, stop, before, min(count, window), inside, sample_rate, model_rate, window)
 
 
+class Known(NamedTuple):
+    """What is known of a channel. Its unit, a power of two, is near its peak, so that float32
+    holds what is in units of it, however loud it is.
+    """
+
+    wave: Tensor
+    """`(window,)`, zero in the hole, scaled as the model expects it."""
+    silent: bool
+    """Nothing to go on: to be filled with silence."""
+    scale: float
+    """What the window was scaled with, from units."""
+    around: Tensor
+    """All that is to change, as it was, in units."""
+    limit: float
+    """Peak that the filling may have, in units."""
+    unit: float
+    """Of full scale 1."""
+    hole: Hole
+    """In the channel."""
+    part: Hole
+    """The hole and its cross-fades."""
+    place: View
+
+    def filled(self, window: Tensor | None) -> tuple[Tensor, float]:
+        """What `around` is to be, of full scale 1, and what the filling was scaled with.
+
+        Arguments:
+            window: Scaled as `wave`, `(window,)`; None for silence.
+        """
+        filling = torch.zeros(len(self.around))
+        if window is not None:
+            filling = self.place.give(window.cpu() / self.scale, self.part)
+        if not bool(filling.isfinite().all()):
+            raise ValueError(
+                f"the model's filling is NaN or infinite, the recording's peak about "
+                f"{self.unit:.1g}: scale it to a peak of 1"
+            )
+        inside = Hole(*(edge - self.part.first for edge in self.hole))
+        out, factor = splice(self.around, filling, inside, self.place.sample_rate, self.limit)
+        return out * self.unit, factor
+
+
+def known_samples(
+    channel: Tensor, hole: Hole, place: View, peak: float | None, full_scale: float = 1.0
+) -> Known:
+    """What is known of a channel.
+
+    Arguments:
+        channel: `(N,)`, floats or integers.
+        hole: Where it is not known.
+        place: The model's window on it.
+        peak: What the model scales the peak of the known samples to; None for levels as they are.
+        full_scale: What stands for 1 in the channel, a power of two.
+
+    Raises:
+        ValueError: known samples that are not finite.
+    """
+    top = _peak(channel, hole)
+    step = 2.0 ** (math.frexp(top)[1] - 1) if top else 1.0
+    unit, relative = step / full_scale, top / step
+    wave = place.take(channel, hole, step)
+    scale = unit
+    if peak is not None:
+        scale = float(gain(torch.tensor(relative, dtype=torch.float32), peak))
+    part = hole.faded(len(channel), place.sample_rate)
+    return Known(
+        wave=(wave.double() * scale).float(),
+        silent=not float(wave.abs().max()) > SILENT * max(1 / unit, relative),
+        scale=scale,
+        around=channel[part.first : part.stop].detach().cpu().double() / step,
+        limit=max(PEAK / unit, relative),
+        unit=unit,
+        hole=hole,
+        part=part,
+        place=place,
+    )
+
+
+def _peak(channel: Tensor, hole: Hole) -> float:
+    """The largest magnitude of the known samples of a channel `(N,)`, looked at in blocks.
+
+    Raises:
+        ValueError: known samples that are not finite.
+    """
+    top, bad = 0.0, 0
+    for first, stop in ((0, hole.first), (hole.stop, len(channel))):
+        for i in range(first, stop, BLOCK):
+            block = channel[i : min(i + BLOCK, stop)].detach().cpu().double()
+            bad += int((~block.isfinite()).sum())
+            top = max(top, float(block.abs().max()))
+    if bad:
+        raise ValueError(
+            f"{bad} samples outside of the hole are NaN or infinite: widen the hole, or mend them"
+        )
+    return top
+
+
 def hidden_frames(window: Tensor, hop_length: int, hole: Hole, frames: int) -> Tensor:
     """Which of T centred frames see the hole, `(T,)`, boolean: those of whose squared window
     `(n_fft,)` more than `NEGLIGIBLE` lies in it.
@@ -159,7 +293,9 @@ def hidden_frames(window: Tensor, hop_length: int, hole: Hole, frames: int) -> T
     return share[stop] - share[first] > NEGLIGIBLE
 
 
-def splice(clip: Tensor, filling: Tensor, hole: Hole, sample_rate: int) -> tuple[Tensor, float]:
+def splice(
+    clip: Tensor, filling: Tensor, hole: Hole, sample_rate: int, limit: float = PEAK
+) -> tuple[Tensor, float]:
     """A clip `(N,)` with its hole filled; every sample beyond the cross-fades is the same.
 
     Arguments:
@@ -167,14 +303,15 @@ def splice(clip: Tensor, filling: Tensor, hole: Hole, sample_rate: int) -> tuple
         filling: Of `hole.faded(N, sample_rate)`.
         hole: Where.
         sample_rate: In Hz.
+        limit: Peak that the filling may have.
 
     Returns:
-        The clip, and what the filling was scaled with: less than 1 where its peak passed `PEAK`.
+        The clip, and what the filling was scaled with: less than 1 where its peak passed `limit`.
     """
     part = hole.faded(len(clip), sample_rate)
     filling = filling.to(clip.device, torch.float64)
     top = float(filling.abs().max())
-    gain = PEAK / top if top > PEAK else 1.0
+    gain = limit / top if top > limit else 1.0
     left, right = hole.first - part.first, part.stop - hole.stop
     weight = torch.zeros(len(filling), dtype=torch.float64, device=clip.device)
     weight[:left] = _fall(left).to(clip.device)

@@ -264,11 +264,11 @@ class AudioEBM(EnergyModel):
 
         All samples beyond 10 ms of the hole are those given, to the bit; in these 10 ms the
         recording gives way to the filling (`holes`). What stands in the hole does not matter. A
-        filling that would pass a peak of .999 is scaled down, alone, with a warning. At higher
-        rates than the model's the filling has nothing above half the model's rate.
+        filling that would pass a peak of .999, or the recording's own if higher, is scaled down,
+        alone, with a warning. It has nothing above half the model's rate.
 
         Arguments:
-            waveform: `(N,)`, or channels `(C, N)`, each restored on its own; floating point.
+            waveform: `(N,)`, or channels `(C, N)`, each on its own, silent ones with silence.
             sample_rate: In Hz.
             start: Where the hole begins, in seconds.
             end: Where it ends; at most what leaves some of the model's window around it.
@@ -279,13 +279,13 @@ class AudioEBM(EnergyModel):
 
         Raises:
             ValueError: a hole that is none, outside of the clip, all of it, or too long for the
-                window; silence or non-finite samples around it; an unknown class.
+                window; silence in all channels or non-finite samples around it; an unknown class.
         """
         place = waveform, sample_rate, start, end, n_samples
         done = restoration.restore(self, *place, draw=draw, label=label, generator=generator)
         if min(done.gains) < 1:
             warnings.warn(
-                f"the filling was scaled by {min(done.gains):.3f} so as not to pass {audio.PEAK}",
+                f"the filling was scaled by {min(done.gains):.3g}: {restoration.SCALED}",
                 stacklevel=2,
             )
         return done.waveform

@@ -29,20 +29,30 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Restored", "restore", "infer", "invert", "centres", "SPREAD", "MEMORY", "ROUGH"]
+__all__ = ["Restored", "Filled", "restore", "fill", "infer", "invert", "centres"]
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sance_audio.audio import gain
+from sance_audio.audio import PEAK
 from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.energy import FixedRegion
 from sance_audio.gaussian import ComponentGaussian
-from sance_audio.holes import Hole, View, find_hole, hidden_frames, splice, view
+from sance_audio.holes import (
+    Hole,
+    Known,
+    View,
+    find_hole,
+    hidden_frames,
+    known_samples,
+    view,
+    whole_rate,
+)
 from sance_audio.networks import frozen
 from sance_audio.samplers import ReferenceLangevin, clip_seeds
+from sance_audio.tracks import channels_of
 
 SPREAD = 1.0
 """Variance of a known cell, beyond the reference's, where the Gaussians are conditioned."""
@@ -50,8 +60,21 @@ MEMORY = 0.064
 """Seconds over which what they leave of a band is remembered."""
 ROUGH = 0.03
 """Share of it that is not."""
-SILENT = 1e-8
-"""Peak of samples up to which there is nothing to go on."""
+SCALED = f"so as not to pass {PEAK}, or the recording's own peak where that is higher"
+"""Why a filling is."""
+
+
+class Filled(NamedTuple):
+    """The part of a recording that changes, as it is to be."""
+
+    samples: Tensor
+    """`(channels, n)`, float64, full scale 1."""
+    changed: Hole
+    """Where in the recording they belong: the hole and its cross-fades."""
+    gains: list[float]
+    """What each channel's filling was scaled with so as not to pass `audio.PEAK`, or the peak of
+    the channel where that is higher; mostly 1.
+    """
 
 
 class Restored(NamedTuple):
@@ -60,83 +83,74 @@ class Restored(NamedTuple):
     waveform: Tensor
     """`(N,)` or `(channels, N)`, of the type of what was given."""
     changed: Hole
-    """The samples that may differ from the recording: the hole and its cross-fades."""
+    """The samples that may differ from the recording."""
     gains: list[float]
-    """What each channel's filling was scaled with so as not to pass `audio.PEAK`; mostly 1."""
+    """As of `Filled`."""
 
 
-def restore(
+def restore(model: Any, waveform: Tensor, *place: Any, **options: Any) -> Restored:
+    """A recording `(N,)` or `(channels, N)` with its hole filled. Arguments as of `fill`;
+    `AudioEBM.restore` says how.
+    """
+    clip = torch.as_tensor(waveform).detach()
+    done = fill(model, channels_of(clip), *place, **options)
+    out = clip.clone()
+    out[..., done.changed.first : done.changed.stop] = done.samples.view(*clip.shape[:-1], -1)
+    return Restored(out, done.changed, done.gains)
+
+
+def fill(
     model: Any,
-    waveform: Tensor,
+    rows: Tensor,
     sample_rate: int,
     start: float,
     end: float,
     n_samples: int = 16,
     *,
-    draw: bool = False,
-    label: int | None = None,
+    full_scale: float = 1.0,
     generator: torch.Generator | None = None,
-    steps: int = 10,
-    reference_only: bool = False,
-) -> Restored:
-    """Fill the hole from `start` to `end` of a recording. `AudioEBM.restore` says how and with
-    what arguments.
+    **options: Any,
+) -> Filled:
+    """What is to change of a recording whose hole lies from `start` to `end`.
+
+    Arguments:
+        model: An `AudioEBM`.
+        rows: `(channels, N)`, floats or integers.
+        sample_rate: In Hz.
+        start, end: In seconds.
+        n_samples: Posterior samples that the mean is taken over.
+        full_scale: What stands for 1 in the rows, a power of two.
+        generator: Seed 0 when None.
+        options: Of `infer`.
     """
-    clip = torch.as_tensor(waveform).detach()
-    rows = _channels(clip)
-    if n_samples < 1 or steps < 1:
+    if min(n_samples, steps := options.get("steps", 10)) < 1:
         raise ValueError(f"n_samples and steps must be at least 1, found {n_samples} and {steps}")
-    model.reference.log_weight(label)  # an unknown class is an error
-    n = rows.shape[1]
-    hole = find_hole(start, end, n, sample_rate)
-    place = view(hole, n, sample_rate, model.sample_rate, model.window)
-    part = hole.faded(n, sample_rate)
+    model.reference.log_weight(options.get("label"))  # an unknown class is an error
+    n, rate = rows.shape[1], whole_rate(sample_rate)
+    hole = find_hole(start, end, n, rate)
+    place = view(hole, n, rate, model.sample_rate, model.window)
+    known = [known_samples(row, hole, place, model.peak, full_scale) for row in rows]
+    _refuse_silence(model, known)
     seeds = clip_seeds(generator, len(rows))
-    options = {"draw": draw, "label": label, "steps": steps, "reference_only": reference_only}
 
     def one(which: slice) -> tuple[Tensor, float]:
-        channel, seed = rows[which.start], seeds[which.start]
-        wave, scale = _known(model, channel, hole, place)
-        sound = _sound(model, wave, place, n_samples, seed=seed, **options)
-        return splice(channel, place.give(sound.cpu() / scale, part), hole, sample_rate)
+        own, seed = known[which.start], seeds[which.start]
+        if own.silent:
+            return own.filled(None)
+        return own.filled(_sound(model, own.wave, place, n_samples, seed=seed, **options))
 
     with frozen(model.density.network):
         done = run_chunks(one, slices(len(rows), 1), parallel=model.device.type == "cpu")
-    filled, gains = zip(*done, strict=True)
-    return Restored(torch.stack(filled).reshape(clip.shape), part, list(gains))
+    samples, gains = zip(*done, strict=True)
+    return Filled(torch.stack(samples), hole.faded(n, rate), list(gains))
 
 
-def _channels(clip: Tensor) -> Tensor:
-    """`(channels, N)` of a recording of one or several channels."""
-    if clip.ndim not in (1, 2) or clip.numel() == 0 or not clip.is_floating_point():
+def _refuse_silence(model: Any, known: list[Known]) -> None:
+    if all(own.silent for own in known):
         raise ValueError(
-            f"expected a waveform (N,) or (channels, N) of floating-point samples, found "
-            f"{tuple(clip.shape)} of {clip.dtype}"
+            f"all is silent around the hole, in the {model.window / model.sample_rate:g} s that "
+            f"the model sees: there is nothing to go on"
         )
-    return clip if clip.ndim == 2 else clip.unsqueeze(0)
-
-
-def _known(model: Any, channel: Tensor, hole: Hole, place: View) -> tuple[Tensor, float]:
-    """The window `(window,)` around the hole, zero in it, scaled to the model's peak; and what it
-    was scaled with.
-
-    Raises:
-        ValueError: known samples that are not finite, or silent.
-    """
-    known = torch.cat([channel[: hole.first], channel[hole.stop :]])
-    bad = int((~known.isfinite()).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} samples outside of the hole are NaN or infinite: widen the hole, or mend them"
-        )
-    wave = place.take(channel, hole)
-    if not float(wave.abs().max()) > SILENT:
-        raise ValueError(
-            f"all is silent around the hole, in the {len(wave) / model.sample_rate:g} s that the "
-            f"model sees: there is nothing to go on"
-        )
-    scale = 1.0 if model.peak is None else float(gain(known.abs().max().float(), model.peak))
-    return wave * scale, scale
 
 
 def _sound(
@@ -151,6 +165,11 @@ def _sound(
             f"s in sight: choose one shorter by {f.n_fft / f.sample_rate:g} s at least"
         )
     x = model.log_mels(wave.unsqueeze(0))
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"around the hole the recording has a peak of {float(wave.abs().max()):g}, of which "
+            f"the model's features cannot be taken: scale it to a peak of 1"
+        )
     x = infer(model, x, hidden, n_samples, seed=seed, **options)
     return invert(model, x, hidden, wave, place.hole, seed)
 

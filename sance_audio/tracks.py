@@ -1,13 +1,13 @@
 r"""Recordings as they are: every channel, in numbers that lose nothing, and back into a WAV.
 
-Integer PCM is held as int32, full scale `2^31`, whatever its width, and float formats as floats of
-their own width, so that what is read and written again is the same to the bit. A format that loses
-(MP3, Ogg, A-law) is held as float32, and written as a float WAV.
+Integer PCM is held as int16 or int32, at the integer's own full scale, and float formats as floats
+of their own width, so that what is read and written again is the same to the bit. A format that
+loses (MP3, Ogg, A-law) is held as float32, and written as a float WAV.
 """
 
 from __future__ import annotations
 
-__all__ = ["Track", "read_track", "write_track"]
+__all__ = ["Track", "read_track", "write_track", "channels_of"]
 
 import io
 from pathlib import Path
@@ -43,7 +43,7 @@ class Track(NamedTuple):
     """A recording of several channels."""
 
     samples: np.ndarray
-    """`(N, channels)`: int32, float32 or float64."""
+    """`(N, channels)`: int16, int32, float32 or float64."""
     sample_rate: int
     """In Hz."""
     subtype: str
@@ -52,21 +52,27 @@ class Track(NamedTuple):
     """In words: less was there than the header announces; empty where all was."""
 
     @property
-    def waveform(self) -> Tensor:
-        """`(channels, N)`, full scale 1, nothing lost."""
-        x = torch.from_numpy(self.samples.T.copy())
-        return x if x.is_floating_point() else x.double() / 2**31
+    def rows(self) -> Tensor:
+        """The samples `(channels, N)` as they are held, not copied."""
+        return torch.from_numpy(self.samples).T
 
-    def replaced(self, waveform: Tensor, first: int, stop: int) -> Track:
-        """The same track but for the samples `[first, stop)`, which are those of a waveform
-        `(channels, N)`, rounded to what the subtype holds.
+    @property
+    def full_scale(self) -> float:
+        """What stands for 1 in the samples."""
+        integer = self.samples.dtype.kind == "i"
+        return 2.0 ** (8 * self.samples.dtype.itemsize - 1) if integer else 1.0
+
+    def replaced(self, part: Tensor, first: int) -> Track:
+        """The same track but for the samples from `first` on, which are those of `part`
+        `(channels, n)`, of full scale 1, rounded to what the subtype holds.
         """
-        samples, new = self.samples.copy(), waveform[:, first:stop].T.numpy()
+        samples, new = self.samples.copy(), part.T.numpy()
         if self.subtype in BITS:
-            step = 2.0 ** (32 - BITS[self.subtype])
-            new = (new.astype(np.float64) * (2**31 / step)).round() * step
-            new = new.clip(-(2**31), 2**31 - step)
-        samples[first:stop] = new.astype(samples.dtype)
+            full = self.full_scale
+            step = 2 * full / 2 ** BITS[self.subtype]
+            new = (new.astype(np.float64) * (full / step)).round() * step
+            new = new.clip(-full, full - step)
+        samples[first : first + len(new)] = new.astype(samples.dtype)
         return self._replace(samples=samples)
 
 
@@ -100,3 +106,25 @@ def write_track(path: str | Path, track: Track) -> None:
     encoded = io.BytesIO()
     soundfile.write(encoded, track.samples, track.sample_rate, subtype=track.subtype, format="WAV")
     write_whole(path, encoded.getbuffer())
+
+
+def channels_of(clip: Tensor) -> Tensor:
+    """`(channels, N)` of a waveform `(N,)` or `(channels, N)`.
+
+    Raises:
+        ValueError: another shape, no floating-point numbers, no samples at all.
+    """
+    if clip.ndim not in (1, 2) or clip.numel() == 0 or not clip.is_floating_point():
+        raise ValueError(
+            f"expected a waveform (N,) or (channels, N) of floating-point samples, found "
+            f"{tuple(clip.shape)} of {clip.dtype}"
+        )
+    if clip.is_meta:
+        raise ValueError("the waveform is on the meta device, which holds no samples: load them")
+    rows = clip if clip.ndim == 2 else clip.unsqueeze(0)
+    if len(rows) > rows.shape[1]:
+        raise ValueError(
+            f"expected a waveform (N,) or (channels, N), found {tuple(clip.shape)}, which is more "
+            f"channels than samples: transpose it"
+        )
+    return rows

@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from checks import holds_on_a_fresh_seed
+from checks import holds_on_a_fresh_seed, student_limit
 from conftest import small_model
 from torch import nn
 
@@ -97,9 +98,21 @@ def test_with_a_quadratic_network_the_mean_is_the_known_gaussian_s(a):
         error = (found.std(0) / math.sqrt(24)).clamp_min(1e-5)
         return (found.mean(0) - scale * exact) / error
 
-    holds_on_a_fresh_seed(zscores)
+    holds_on_a_fresh_seed(zscores, df=23)
     with pytest.raises(AssertionError):  # a planted error of 5 %
-        holds_on_a_fresh_seed(lambda seed: zscores(seed, 1.05))
+        holds_on_a_fresh_seed(lambda seed: zscores(seed, 1.05), df=23)
+
+
+def test_the_limit_of_few_runs_has_the_tails_of_student_s_distribution():
+    for df, quantile in ((1, 12.7062047), (5, 2.5705818), (23, 2.0686576), (199, 1.9719565)):
+        assert student_limit(1.9599640, df) == pytest.approx(quantile, abs=1e-5)
+    for df, quantile in ((2, 125.64113), (7, 8.466925), (23, 4.876701), (199, 4.087070)):
+        assert student_limit(4.0, df) == pytest.approx(quantile, rel=1e-5)
+    scores = torch.tensor([4.5, -4.5])
+    holds_on_a_fresh_seed(lambda seed: scores, df=23)
+    for options in ({}, {"df": 199}):
+        with pytest.raises(AssertionError, match="z-scores"):
+            holds_on_a_fresh_seed(lambda seed: scores, **options)
 
 
 @pytest.mark.parametrize("fault", ["sign", "mask", "covariance"])
@@ -123,7 +136,7 @@ def test_planted_faults_of_the_posterior_are_caught(fault, monkeypatch):
         return (found.mean(0) - exact) / (found.std(0) / math.sqrt(8)).clamp_min(1e-5)
 
     with pytest.raises(AssertionError):
-        holds_on_a_fresh_seed(zscores, limit=8.0)  # few runs: heavier tails than a normal's
+        holds_on_a_fresh_seed(zscores, df=7)
 
 
 def test_draws_have_the_posterior_s_mean_and_are_cleaned():
@@ -139,7 +152,7 @@ def test_draws_have_the_posterior_s_mean_and_are_cleaned():
         found = torch.stack([r[..., HIDDEN].flatten() for r in draws])
         return (found.mean(0) - exact) / (found.std(0) / math.sqrt(200))
 
-    holds_on_a_fresh_seed(zscores)
+    holds_on_a_fresh_seed(zscores, df=199)
 
 
 def test_without_a_network_the_mean_is_the_reference_s_exactly():
@@ -206,14 +219,15 @@ def test_planted_faults_outside_are_caught(fault, monkeypatch):
     """The whole clip scaled with its filling, too wide a fade, a hole a little early, another
     type in between.
     """
-    find = restoration.find_hole
+    find, restore = restoration.find_hole, restoration.restore
 
-    def faulty(clip, filling, hole, rate):
-        out, gain = splice(clip, filling, hole, rate)
+    def faulty(*arguments, **options):
+        done = restore(*arguments, **options)
+        out = done.waveform
         changed = {"scaled": (1 - 1e-6) * out, "rounded": out.half().to(out.dtype)}
-        return changed.get(fault, out), gain
+        return done._replace(waveform=changed.get(fault, out))
 
-    monkeypatch.setattr(restoration, "splice", faulty)
+    monkeypatch.setattr(restoration, "restore", faulty)
     if fault == "wide":
         monkeypatch.setattr(holes, "FADE", 1.1 * FADE)
     if fault == "early":
@@ -256,6 +270,65 @@ def test_level_is_no_evidence_in_the_hole_either():
     model, wave = fitted_model(), clip()
     loud, quiet = (model.restore(g * wave, RATE, START, END, 2) / g for g in (1.0, 0.125))
     torch.testing.assert_close(loud, quiet, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "level"),
+    [
+        (torch.float32, 2.0**15),
+        (torch.float32, 2.0**125),
+        (torch.float64, 2.0**997),
+        (torch.float64, 2.0**1023),
+        (torch.float32, 2.0**-20),
+    ],
+)
+def test_a_recording_of_any_level_keeps_it_in_its_filling(dtype, level):
+    model, wave = fitted_model(), clip().to(dtype)
+    wave = wave / wave.abs().max()
+    loud = model.restore(level * wave, RATE, START, END, 2)
+    assert loud.isfinite().all()
+    assert torch.equal(loud[outside(900, RATE)], level * wave[outside(900, RATE)])
+    normal = model.restore(wave, RATE, START, END, 2)
+    torch.testing.assert_close(loud / level, normal, rtol=1e-4, atol=1e-5)
+
+
+def test_a_filling_that_is_no_number_is_an_error():
+    model = fitted_model()
+    model.inverter.fill = lambda mel, known, *_: torch.full_like(known, math.nan)  # type: ignore
+    with pytest.raises(ValueError, match="filling is NaN or infinite"):
+        model.restore(clip(), RATE, START, END, 2)
+    model = fitted_model()
+    model.peak = None  # levels as they are: float32 must hold their squares
+    model.restore(2.0**15 * clip(), RATE, START, END, 2)
+    with pytest.raises(ValueError, match=r"has a peak of .*: scale it to a peak of 1"):
+        model.restore(1e300 * clip().double(), RATE, START, END, 2)
+
+
+def test_a_silent_channel_is_filled_with_silence_and_the_others_as_ever():
+    model, wave = fitted_model(), clip(3)
+    wave[1] = 0
+    wave[1, :20] = 0.1  # beyond the window all may be loud
+    spoilt = wave.clone()
+    spoilt[:, round(START * RATE) : round(END * RATE)] = 0.5
+    for rate_of in (1, 2):
+        sound = spoilt.repeat_interleave(rate_of, 1) if rate_of > 1 else spoilt
+        sound[1, : 20 * rate_of] = 0.0
+        done = model.restore(sound, rate_of * RATE, START, END, 2)
+        assert torch.equal(done[1], torch.zeros(len(done[1])))
+        alone = model.restore(sound[0], rate_of * RATE, START, END, 2)
+        assert torch.equal(done[0], alone)
+        assert done[2, round(START * RATE) * rate_of : round(END * RATE) * rate_of].std() > 0
+    quiet = torch.zeros(2, 40_000)
+    quiet[0], quiet[1, :20] = clip(length=40_000), 0.1
+    done = model.restore(quiet, RATE, 5.0, 5.04, 2)
+    assert torch.equal(done[1], quiet[1])
+
+
+@pytest.mark.parametrize("rate", [8000.0, np.int64(8000), np.float32(8000)])
+def test_a_rate_may_be_any_whole_number(rate):
+    model, wave = fitted_model(), clip(length=1800)
+    found = model.restore(wave, rate, START, END, 2)
+    assert torch.equal(found, model.restore(wave, 8000, START, END, 2))
 
 
 def test_a_hole_at_either_edge_and_in_a_long_clip():
@@ -370,6 +443,11 @@ def test_other_mistakes():
         ((torch.zeros(0), *at), {}, "expected a waveform"),
         ((torch.zeros(1, 2, 900), *at), {}, "expected a waveform"),
         ((wave, 0, START, END), {}, "sample_rate"),
+        ((wave, 8000.5, START, END), {}, "sample_rate must be a whole number .* found 8000.5"),
+        ((wave, math.nan, START, END), {}, "sample_rate must be a whole number"),
+        ((wave, "8000", START, END), {}, "sample_rate must be a whole number"),
+        ((wave.to("meta"), *at), {}, "meta device, which holds no samples"),
+        ((wave.unsqueeze(1), *at), {}, r"\(N,\) or \(channels, N\), found \(900, 1\)"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             model.restore(*arguments, **options)

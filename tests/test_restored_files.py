@@ -13,6 +13,7 @@ from conftest import small_model
 
 from sance_audio import cli
 from sance_audio.holes import FADE
+from sance_audio.inversion import GriffinLim
 from sance_audio.tracks import Track, read_track, write_track
 
 RATE = 4000
@@ -158,14 +159,76 @@ def test_a_file_may_be_restored_in_place_and_broken_samples_mended(run, tmp_path
     assert np.array_equal(mended[same], samples.astype(np.float32)[same])
 
 
-def test_a_filling_that_is_scaled_is_said(run, tmp_path, capsys):
+def test_a_filling_that_is_scaled_is_said(run, tmp_path, capsys, monkeypatch):
+    """So as not to pass full scale, or the peak of a recording that does."""
     before, after = tmp_path / "in.wav", tmp_path / "out.wav"
-    soundfile.write(before, 20 * noise(1), RATE, subtype="FLOAT")
+    fill = GriffinLim.fill
+    monkeypatch.setattr(GriffinLim, "fill", lambda *a: 30 * fill(*a))
+    for level, peak in ((1, 0.999), (2**15, None)):
+        samples = level * noise(1)
+        soundfile.write(before, samples, RATE, subtype="FLOAT")
+        restore(run, before, after, *HOLE)
+        assert "channel 1: filling scaled by 0." in capsys.readouterr().out
+        check_kept(before, after)
+        hole = slice(round(START * RATE), round(END * RATE))
+        inside = soundfile.read(after)[0][hole]
+        peak = peak or np.abs(np.delete(samples, hole)).max()
+        assert np.abs(inside).max() == pytest.approx(peak, rel=0.01)
+
+
+@pytest.mark.parametrize(("level", "subtype"), [(2.0**15, "FLOAT"), (1e300, "DOUBLE")])
+def test_files_beyond_full_scale_keep_their_level(run, tmp_path, capsys, level, subtype):
+    before, after = tmp_path / "in.wav", tmp_path / "out.wav"
+    samples = level * noise(1)[:, 0]
+    soundfile.write(before, samples, RATE, subtype=subtype)
     restore(run, before, after, *HOLE)
-    assert "channel 1: filling scaled by 0." in capsys.readouterr().out
     check_kept(before, after)
-    inside = soundfile.read(after)[0][round(START * RATE) : round(END * RATE)]
-    assert np.abs(inside).max() == pytest.approx(0.999, abs=0.01)
+    mended, _ = soundfile.read(after)
+    inside = mended[round(START * RATE) : round(END * RATE)]
+    assert 0.2 < (inside / level).std() / (samples / level).std() < 5
+    assert "scaled" not in capsys.readouterr().out
+
+
+def test_a_silent_channel_is_filled_with_silence(run, tmp_path, capsys):
+    before, after = tmp_path / "in.wav", tmp_path / "out.wav"
+    samples = noise(2)
+    samples[:, 1] = 0
+    soundfile.write(before, samples, RATE)
+    restore(run, before, after, *HOLE)
+    mended, _ = soundfile.read(after)
+    assert (mended[:, 1] == 0).all()
+    assert mended[round(START * RATE) : round(END * RATE), 0].std() > 0.01
+    samples[:] = 0
+    soundfile.write(before, samples, RATE)
+    assert "all is silent" in fails(capsys, run, before, after, *HOLE)
+
+
+PEAK_MEMORY = """
+import sys, resource
+from sance_audio import cli
+
+def peak(*arguments):
+    cli.main(["restore", *arguments])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+run, short, long, out, *hole = sys.argv[1:]
+before = peak(run, short, out, *hole)
+print(peak(run, long, out, *hole) - before, file=sys.stderr)
+"""
+
+
+def test_a_long_file_is_held_in_few_copies(run, tmp_path):
+    """At its own 16 bits; a copy in float64 would be four times the file already."""
+    short, long, out = (tmp_path / f"{name}.wav" for name in ("short", "long", "out"))
+    soundfile.write(short, noise(2), RATE)
+    soundfile.write(long, np.tile(noise(2), (5000, 1)), RATE)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY, run, short, long, out, *map(str, HOLE)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stderr) * 1024 < 5 * long.stat().st_size
 
 
 def test_mistakes_are_one_line(run, tmp_path, capsys):
@@ -183,6 +246,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
         ((run, path, out, "--from", 0.02, "--to", 0.28), "the model's window is 0.24 s long"),
         ((run, path, out, *HOLE, "--label", "gong"), "the model knows a, b, c"),
         ((run, path, out, *HOLE, "--samples", 0), "--samples must be at least 1"),
+        ((run, path, out, *HOLE, "--seed", 10**23), "--seed must lie between -2^63 and 2^64 - 1"),
     ):
         assert message in fails(capsys, *arguments)
     assert not out.exists(), "no partial output"
@@ -192,7 +256,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
 def test_what_is_replaced_is_rounded_to_the_nearest_and_never_wraps(tmp_path, subtype, bits):
     track = Track(np.zeros((9, 1), np.int32), RATE, subtype)
     new = torch.tensor([[0.0, 0.3, -0.3, 1.0, -1.0, 2.0, -2.0, 0.0, 0.0]], dtype=torch.float64)
-    write_track(tmp_path / "a.wav", track.replaced(new, 0, 7))
+    write_track(tmp_path / "a.wav", track.replaced(new[:, :7], 0))
     found, _ = soundfile.read(tmp_path / "a.wav")
     assert np.abs(found[:3] - new.numpy()[0, :3]).max() <= 0.5 / 2 ** (bits - 1) + 1e-12
     assert found[3:7].tolist() == [1 - 2.0 ** (1 - bits), -1, 1 - 2.0 ** (1 - bits), -1]

@@ -10,8 +10,8 @@ from conftest import random_reference
 from torch import Tensor
 
 from sance_audio.diagnostics import AnnealedLogZ, ais, annealing, tuned_mala
-from sance_audio.diagnostics.path import AnnealedEnergy, temperatures
-from sance_audio.samplers import MALA, Info, Langevin, ReferenceLangevin, State
+from sance_audio.diagnostics.path import AnnealedEnergy, Remembered, temperatures
+from sance_audio.samplers import HMC, MALA, Info, Langevin, ReferenceLangevin, State
 
 
 class Gaussian:
@@ -256,6 +256,68 @@ def test_any_sampler_will_do(generator):
     assert torch.allclose(result.log_weight.float(), plain, atol=1e-5)
     assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert result.accepted == 0
+
+
+class Counted:
+    """`skewed`, which counts how often it is asked for a gradient, and for a value alone."""
+
+    def __init__(self):
+        self.gradients, self.values = 0, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            self.gradients += 1
+        else:
+            self.values += 1
+        return skewed(x)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "each"), [(MALA(0.3), 1), (HMC(0.2, 3), 3), (Langevin(0.3), 1), (Still(), 0)]
+)
+def test_a_temperature_costs_the_gradients_of_its_move_alone(sampler, each):
+    """One more to begin with, and two values: of the first weights, and of the check before."""
+    energy, settings = Counted(), {"chains": 64, "steps": 20, "chunk": 64}
+    ais(energy, wide(4), sampler=lambda beta: sampler, generator=seeded(0), **settings)
+    assert energy.gradients == (19 * each + 1 if each else 0)
+    assert energy.values == 2
+
+
+def test_the_pilot_of_step_sizes_costs_one_gradient_a_move():
+    energy = Counted()
+    tuned_mala(energy, wide(4), temperatures(10, None), 64, seeded(0))
+    assert energy.gradients == 60 + 9 * 2 + 1
+
+
+class InPlace(MALA):
+    """Writes the new state over the old one."""
+
+    def move(self, energy, state, noise):
+        moved, info = super().move(energy, state, noise)
+        return moved._replace(x=state.x.copy_(moved.x)), info
+
+
+@pytest.mark.parametrize("sampler", [MALA(0.3), HMC(0.2, 3), Langevin(0.3), InPlace(0.3)])
+def test_what_is_remembered_is_what_would_be_computed(sampler, monkeypatch):
+    settings = {"chains": 70, "steps": 12, "chunk": 32, "sampler": lambda beta: sampler}
+    found = ais(skewed, wide(4), generator=seeded(0), **settings)
+    monkeypatch.setattr(Remembered, "_recalled", lambda self, x: None)
+    computed = ais(skewed, wide(4), generator=seeded(0), **settings)
+    torch.testing.assert_close(found.log_weight, computed.log_weight, rtol=0, atol=1e-5)
+    assert found.accepted == pytest.approx(computed.accepted, abs=1e-6)
+
+
+def test_a_memory_of_the_wrong_place_is_caught(monkeypatch):
+    """What is known of a rejected proposal is taken for what is known of where the chain is."""
+    recalled = Remembered._recalled
+
+    def proposed(self, x):
+        place = recalled(self, x)
+        return place and place._replace(value=(self.last or self.here).value)
+
+    monkeypatch.setattr(Remembered, "_recalled", proposed)
+    with pytest.raises(AssertionError, match="too few chains"):  # weights all over the place
+        holds_on_a_fresh_seed(skewed_score)
 
 
 class Component:

@@ -52,3 +52,14 @@ def test_without_a_network_log_z_is_exactly_zero():
     assert log_z.reverse.abs().max() == 0
     assert log_z.accepted == 1
     assert log_z.ess.min() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("steps", "settle"), [(0, 10), (1, 0), (4, -1)])
+def test_chains_that_would_not_move_are_a_mistake(steps, settle):
+    energy = ReferencedEnergy(random_reference(), Tilt(torch.zeros(3, 256)))
+    g = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match=f"found steps={steps}, settle={settle}"):
+        annealed_log_z(energy, (16, 16), chains=4, steps=steps, settle=settle, generator=g)
+    for steps, settle in ((1, 1), (2, 0)):
+        settings = {"chains": 4, "steps": steps, "settle": settle, "generator": g}
+        assert annealed_log_z(energy, (16, 16), **settings).accepted == 1

@@ -34,7 +34,15 @@ from torch import Tensor
 
 from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.diagnostics.bounds import AnnealedLogZ
-from sance_audio.diagnostics.path import AnnealedEnergy, Base, temperatures, tuned_mala
+from sance_audio.diagnostics.path import (
+    AnnealedEnergy,
+    Base,
+    Density,
+    Remembered,
+    stand,
+    temperatures,
+    tuned_mala,
+)
 from sance_audio.divergences import effective_sample_size
 from sance_audio.energy import Energy, GivenEnergy, ReferencedEnergy, rows_of
 from sance_audio.samplers import ReferenceLangevin, Sampler, State
@@ -80,11 +88,17 @@ def annealed_log_z(
         shape: `(M, T)`.
         chains: Chains per component.
         steps: Temperatures each way, equally spaced, one step each.
-        settle: Steps at full scale between the two.
+        settle: Steps at full scale between the two; with `steps = 1` at least one, or nothing
+            would ever move.
         step_size: eps of the adjusted `ReferenceLangevin`.
         cap: Its cap.
         generator: Of everything random.
     """
+    if steps < 1 or settle < 0 or steps + settle < 2:
+        raise ValueError(
+            f"steps must be at least 1, settle at least 0, and one of them more, found steps="
+            f"{steps}, settle={settle}: no chain would move"
+        )
     base: Any = energy.base
     count, device = base.n_components, base.mean.device
     size = chunk_size(device, math.prod(shape))
@@ -206,12 +220,13 @@ def _annealed(
 
     def one(part: slice) -> tuple[Tensor, Tensor]:
         own = torch.Generator(device).manual_seed(seeds[part.start // size])
-        e, b, x = rows_of(energy, part), rows_of(base, part), x0[part]
+        e, b = Remembered(rows_of(energy, part)), Remembered(rows_of(base, part).log_prob)
+        x = stand(x0[part], e, b)
         log_weight, accepted = _work(e, b, x, betas[1] - betas[0]), []
         for now, then in pairwise(betas[1:]):
             mover, path = rows_of(sampler(now), part), AnnealedEnergy(e, b, now)
             state, info = mover.step(path, mover.init(path, x), own)
-            x = state.x
+            x = stand(state.x, e, b)
             log_weight = log_weight + _work(e, b, x, then - now)
             accepted.append(info.accepted.mean())
         return log_weight, torch.stack(accepted).mean() if accepted else x0.new_tensor(math.nan)
@@ -224,7 +239,7 @@ def _annealed(
     return log_weight, float((means * sizes).sum() / sizes.sum())
 
 
-def _work(energy: Energy, base: Base, x: Tensor, change: float) -> Tensor:
+def _work(energy: Energy, base: Density, x: Tensor, change: float) -> Tensor:
     """What a change of beta adds to the log weights of chains at x `(B, ...)`: `(B,)`."""
     return -change * (energy(x).double() + base.log_prob(x).double())
 

@@ -50,7 +50,7 @@ $(VENV)/.bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
-bench: $(VENV)/.bench  ## speed, side by side with the peers; some 25 minutes
+bench: $(VENV)/.bench  ## speed, side by side with the peers; some minutes
 	$(BIN)/python -m benchmarks
 
 clean:           ## remove caches and builds; runs stay

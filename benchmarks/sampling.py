@@ -29,6 +29,8 @@ from sance_audio.samplers import HMC, MALA, Compute, Langevin, choose, sample, w
 
 EPS = 0.01
 CHAINS = (1, 64, 1024)
+BLOCK = 8
+"""Steps of a compiled block."""
 
 
 class SmallMLP(nn.Module):
@@ -69,13 +71,13 @@ def energies(device: torch.device) -> dict[str, tuple[nn.Module, tuple[int, ...]
 def micro(runs: dict[str, peers.Run], seconds: float, rounds: int) -> dict[str, list[float]]:
     """Microseconds a step of each, in turn; about `seconds` a measurement."""
     found: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():  # what is done once, at a first call, does not count
+        run(BLOCK)
     began = time.perf_counter()
-    for run in runs.values():  # warm-up, and how long a step takes
-        run(2)
-    steps = int(seconds / ((time.perf_counter() - began) / (2 * len(runs))))
-    steps = min(480, max(16, -(-steps // 16) * 16))  # whole blocks of the compiled path
     for run in runs.values():
-        run(steps)
+        run(BLOCK)
+    each = (time.perf_counter() - began) / (BLOCK * len(runs))
+    steps = min(60, max(2, int(seconds / each / BLOCK))) * BLOCK
     for _ in range(rounds):
         for name, run in runs.items():
             _wait()
@@ -92,11 +94,11 @@ def _wait() -> None:
 
 
 def contestants(
-    energy: Any, x0: Tensor, compiled: bool, bfloat16: bool
+    energy: Any, x0: Tensor, compiled: bool, bfloat16: bool, large: bool
 ) -> tuple[dict[str, peers.Run], str]:
     """The runs to compare, and in words what was chosen."""
     paths = ("compiled", "cuda_graph") if compiled else ()
-    chosen = choose(energy, Langevin(EPS), x0, paths=paths)
+    chosen = choose(energy, Langevin(EPS), x0, paths=paths, rounds=3 if large else 5, steps=BLOCK)
     runs = {"bare loop": peers.bare(energy, x0, EPS), **peers.others(energy, x0, EPS)}
     runs["ours, eager"] = peers.ours(energy, x0, EPS)
     if chosen.path != "eager":
@@ -118,8 +120,8 @@ def speed(device: torch.device, rounds: int, seconds: float, largest: int) -> No
             x0 = torch.randn(chains, *shape, generator=torch.Generator().manual_seed(0))
             compiled = name != "GPU network" or device.type == "cuda"
             bfloat16 = name != "small MLP" and chains > 1
-            runs, why = contestants(energy, x0.to(device), compiled, bfloat16)
             large = x0.numel() > 2**20 and device.type == "cpu"
+            runs, why = contestants(energy, x0.to(device), compiled, bfloat16, large)
             found = micro(runs, seconds, 3 if large else rounds)
             print(f"\n{name}, {chains} chains (choose: {why})")
             table(found)

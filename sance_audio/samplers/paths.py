@@ -176,7 +176,8 @@ def compiled_block(energy: Any, sampler: StepSized, block: int) -> Callable[...,
     """`moves`, compiled: one graph for each shape. Each kind of energy and sampler has a code
     object of its own, since a compiler bounds the graphs of one.
     """
-    return _compiled(getattr(energy, "__code__", type(energy)), type(sampler), block)
+    kind: Any = getattr(energy, "__code__", type(energy))
+    return _compiled(kind, type(sampler), block)
 
 
 @functools.cache

@@ -147,8 +147,18 @@ class _Fixed:
 
 def _stacked(sampler: StepSized, state: State, block: int, generator: Generators) -> Noise:
     """Noise of the next steps, `(block, ...)` each, drawn step by step as the eager path does."""
-    draws = [sampler.draw(state.x, state.step + i, generator) for i in range(block)]
-    return tuple(torch.stack(parts) for parts in zip(*draws, strict=True))
+    fixed = isinstance(sampler.step_size, _Fixed) and type(sampler).draw is StepSized.draw
+    draws = [
+        sampler.random(state.x, generator)
+        if fixed
+        else sampler.draw(state.x, state.step + i, generator)
+        for i in range(block)
+    ]
+    noise = tuple(torch.stack(parts) for parts in zip(*draws, strict=True))
+    if not fixed:
+        return noise
+    eps = sampler.step_size(0)  # type: ignore[operator]
+    return (*noise, torch.full((block,), eps, dtype=state.x.dtype, device=state.x.device))
 
 
 def moves(
@@ -164,11 +174,16 @@ def moves(
     finite on the way `(B,)`.
     """
     state = State(x, value, grad)
-    accepted, failed = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.bool)
+    values, infos = [], []
     for i in range(block):
         state, info = sampler.move(energy, state, tuple(part[i] for part in noise))
-        accepted, failed = accepted + info.accepted, failed | ~state.value.isfinite()
-        failed = failed if info.failed is None else failed | info.failed
+        values.append(state.value)
+        infos.append(info)
+    accepted = torch.stack([info.accepted for info in infos]).sum(0)
+    failed = ~torch.stack(values).isfinite().all(0)
+    rejected = [info.failed for info in infos if info.failed is not None]
+    if rejected:
+        failed = failed | torch.stack(rejected).any(0)
     return state.x, state.value, state.grad, accepted, failed
 
 

@@ -1,6 +1,6 @@
 """Langevin steps, side by side: torchebm, ebmkit, a bare loop, and ours.
 
-    python -m benchmarks.sampling                  # the CPU, one thread; some minutes
+    python -m benchmarks.sampling                  # the CPU, one thread; some 12 minutes
     python -m benchmarks.sampling --device cuda    # a GPU
 
 Same energies, chains, starts and step size, one process, in turn; medians, and ratios round by
@@ -24,8 +24,18 @@ from torch import Tensor, nn
 
 from benchmarks import peers
 from sance_audio.diagnostics import mean_ess
+from sance_audio.model import AudioEBM
 from sance_audio.networks import SIZES, ResidualEnergy
-from sance_audio.samplers import HMC, MALA, Compute, Langevin, choose, sample, warm_up
+from sance_audio.samplers import (
+    HMC,
+    MALA,
+    Compute,
+    Langevin,
+    ReferenceLangevin,
+    choose,
+    sample,
+    warm_up,
+)
 
 EPS = 0.01
 CHAINS = (1, 64, 1024)
@@ -171,26 +181,38 @@ def _runner(energy: Any, sampler: Any, x0: Tensor, compute: Compute) -> peers.Ru
     return lambda steps: sample(energy, sampler, x0, steps, generator=generator, compute=compute)
 
 
-def bias(device: torch.device, chains: int = 64, steps: int = 200) -> None:
-    """What bfloat16 does: to the gradient, and to where chains end, same noise."""
-    energy, shape = energies(device)["CPU network"]
-    x0 = torch.randn(chains, *shape, device=device)
-    ends = {}
+def bias(device: torch.device, run: str | None, chains: int = 64, steps: int = 200) -> None:
+    """What bfloat16 does to where chains end, same noise: of a trained model where a run is given,
+    else of the CPU network as it is drawn.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    energy: Any
+    if run is None:
+        energy, shape = energies(device)["CPU network"]
+        sampler: Any = Langevin(EPS)
+        x0, learnt = torch.randn(chains, *shape, device=device), energy.net
+    else:
+        model = AudioEBM.from_pretrained(run, device)
+        c = torch.arange(chains, device=device) % model.reference.n_components
+        base = model.density.base
+        energy = model.density.given(c)
+        sampler = ReferenceLangevin(base.given(c), model.step_size, model.cap)
+        x0 = base.sample(c, generator).view(chains, 1, *model.shape)
+        learnt = energy.learnt
+    found = {}
     for precision in ("float32", "bfloat16"):
-        generator = torch.Generator(device).manual_seed(0)
-        compute = Compute(precision=precision)
-        ends[precision] = sample(
-            energy, Langevin(EPS), x0, steps, generator=generator, compute=compute
-        )
-    with torch.no_grad():
-        net = {k: energy.net(x) for k, x in ends.items()}  # type: ignore[operator]
-        plain = {k: 0.5 * x.flatten(1).square().sum(1) for k, x in ends.items()}
-    for what, value in (("network's energy", net), ("Gaussian part", plain)):
-        gap = value["bfloat16"] - value["float32"]
+        generator.manual_seed(1)
+        how = Compute(precision=precision)
+        x = sample(energy, sampler, x0, steps, generator=generator, compute=how)
+        with torch.no_grad():
+            found[precision] = {"network's energy": learnt(x), "whole energy": energy(x)}
+    print()
+    for what, exact in found["float32"].items():
+        gap = found["bfloat16"][what] - exact
         print(
-            f"bfloat16 less float32, {steps} steps, {what:18} mean {float(gap.mean()):+.4f} nats, "
-            f"standard error {float(gap.std()) / chains**0.5:.4f}, of a spread between chains of "
-            f"{float(value['float32'].std()):.3f}"
+            f"bfloat16 less float32, {chains} chains, {run or 'CPU network'}, {steps} steps, "
+            f"{what}: {float(gap.mean()):+.4f} nats, standard error "
+            f"{float(gap.std()) / chains**0.5:.4f}; spread between chains {float(exact.std()):.2f}"
         )
 
 
@@ -212,16 +234,21 @@ def synchronisations(device: torch.device) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parts = ("speed", "effective", "bias")
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--run", default=None, help="a finished run, for the bias of bfloat16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.25, help="of one measurement")
     parser.add_argument("--largest", type=int, default=2**23, help="cells of all chains together")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
     torch.set_num_threads(1)
-    speed(device, args.rounds, args.seconds, args.largest)
-    effective(device, args.rounds)
-    print()
-    bias(device)
+    if "speed" in args.parts:
+        speed(device, args.rounds, args.seconds, args.largest)
+    if "effective" in args.parts:
+        effective(device, args.rounds)
+    if "bias" in args.parts:
+        bias(device, args.run)
     if device.type == "cuda":
         synchronisations(device)
 

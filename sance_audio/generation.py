@@ -17,7 +17,6 @@ from torch import Tensor
 
 from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.energy import EnergyModel, GivenEnergy, ReferencedEnergy, value_and_grad
-from sance_audio.networks import frozen
 from sance_audio.samplers import Compute, ReferenceLangevin, sample
 
 
@@ -72,9 +71,8 @@ def draw(
             x = sample(energy, sampler, x, steps, generator=generators[part], compute=compute)
         return x - model.sigma**2 * value_and_grad(energy, x)[1]
 
-    with frozen(density.network):
-        on_cpu = device.type == "cpu"
-        parts = run_chunks(finish, slices(size, chunk), on_cpu, compute.threads if on_cpu else 1)
+    on_cpu = device.type == "cpu"
+    parts = run_chunks(finish, slices(size, chunk), on_cpu, compute.threads if on_cpu else 1)
     return torch.cat(parts)[:n], c
 
 

@@ -10,11 +10,9 @@ at zero, so that `F = 0` at first and the model is its reference.
 
 from __future__ import annotations
 
-__all__ = ["ResidualEnergy", "DenseEnergy", "SIZES", "spread", "frozen"]
+__all__ = ["ResidualEnergy", "DenseEnergy", "SIZES", "spread"]
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, cast
 
@@ -189,19 +187,6 @@ def spread(coarse: Tensor, shape: tuple[int, int]) -> Tensor:
     columns = torch.arange(shape[1], device=coarse.device) * coarse.shape[2] // shape[1]
     cells = rows.bincount()[:, None] * columns.bincount()[None, :]
     return (coarse / cells)[:, rows][:, :, columns]
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """No gradient with respect to weights, within."""
-    learning = [p for p in network.parameters() if p.requires_grad]
-    try:
-        for p in learning:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in learning:
-            p.requires_grad_(True)
 
 
 def _conv(width_in: int, width: int, kernel: int, gain: float = 1.0, **kwargs: Any) -> nn.Conv2d:

@@ -50,7 +50,6 @@ from sance_audio.holes import (
     view,
     whole_rate,
 )
-from sance_audio.networks import frozen
 from sance_audio.samplers import ReferenceLangevin, clip_seeds
 from sance_audio.tracks import channels_of
 
@@ -139,8 +138,7 @@ def fill(
             return own.filled(None)
         return own.filled(_sound(model, own.wave, place, n_samples, seed=seed, **options))
 
-    with frozen(model.density.network):
-        done = run_chunks(one, slices(len(rows), 1), parallel=model.device.type == "cpu")
+    done = run_chunks(one, slices(len(rows), 1), parallel=model.device.type == "cpu")
     samples, gains = zip(*done, strict=True)
     return Filled(torch.stack(samples), hole.faded(n, rate), list(gains))
 
@@ -313,8 +311,7 @@ def _run(
         noisy = torch.where(free, x, x + model.sigma * noise)  # as the network has learnt them
         return _walk(model, _Learnt(model.density, c[part], noisy, free), own, steps, g)
 
-    with frozen(model.density.network):
-        done = run_chunks(one, parts, parallel=device.type == "cpu")
+    done = run_chunks(one, parts, parallel=device.type == "cpu")
     return _Chains(*map(torch.cat, zip(*done, strict=True)))
 
 

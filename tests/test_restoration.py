@@ -294,7 +294,7 @@ def test_a_recording_of_any_level_keeps_it_in_its_filling(dtype, level):
 
 def test_a_filling_that_is_no_number_is_an_error():
     model = fitted_model()
-    model.inverter.fill = lambda mel, known, *_: torch.full_like(known, math.nan)  # type: ignore
+    model.inverter.fill = lambda mel, known, *_: torch.full_like(known, math.nan)
     with pytest.raises(ValueError, match="filling is NaN or infinite"):
         model.restore(clip(), RATE, START, END, 2)
     model = fitted_model()
@@ -373,7 +373,7 @@ def test_the_filling_alone_is_scaled_and_says_so():
     assert splice(wave, 0.1 * loud, hole, RATE)[1] == 1
 
     model = fitted_model()
-    model.inverter.fill = lambda mel, known, *_: torch.full_like(known, 9.0)  # type: ignore
+    model.inverter.fill = lambda mel, known, *_: torch.full_like(known, 9.0)
     with pytest.warns(UserWarning, match="scaled by"):
         done = model.restore(clip(), RATE, START, END, 2)
     assert done.abs().max() <= 0.999

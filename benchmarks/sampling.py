@@ -14,6 +14,7 @@ Needs the extra [bench].
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 import warnings
@@ -34,6 +35,7 @@ from sance_audio.samplers import (
     ReferenceLangevin,
     choose,
     sample,
+    timed,
     warm_up,
 )
 
@@ -80,22 +82,21 @@ def energies(device: torch.device) -> dict[str, tuple[nn.Module, tuple[int, ...]
 
 def micro(runs: dict[str, peers.Run], seconds: float, rounds: int) -> dict[str, list[float]]:
     """Microseconds a step of each, in turn; about `seconds` a measurement."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():  # what is done once, at a first call, does not count
-        run(BLOCK)
-    began = time.perf_counter()
+    timed({name: functools.partial(_done, run, BLOCK) for name, run in runs.items()}, 1)
+    began = time.perf_counter()  # first calls, and what they do once, were before
     for run in runs.values():
-        run(BLOCK)
+        _done(run, BLOCK)
     each = (time.perf_counter() - began) / (BLOCK * len(runs))
     steps = min(60, max(2, int(seconds / each / BLOCK))) * BLOCK
-    for _ in range(rounds):
-        for name, run in runs.items():
-            _wait()
-            began = time.perf_counter()
-            run(steps)
-            _wait()
-            found[name].append((time.perf_counter() - began) / steps * 1e6)
-    return found
+    calls = {name: functools.partial(_done, run, steps) for name, run in runs.items()}
+    found = timed(calls, rounds)
+    return {name: [1e6 * took / steps for took in own] for name, own in found.items()}
+
+
+def _done(run: peers.Run, steps: int) -> None:
+    """So many steps, done when this returns."""
+    run(steps)
+    _wait()
 
 
 def _wait() -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 __all__ = ["alternate", "table"]
 
 import statistics
-import time
 from collections.abc import Callable
+
+from sance_audio.samplers import timed
 
 
 def alternate(
     contestants: dict[str, Callable[[], object]], rounds: int = 7
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, one after the other, `rounds` times, after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
+    timed(contestants, 1)
+    return timed(contestants, rounds)
 
 
 def table(title: str, seconds: dict[str, list[float]], per: float, unit: str) -> None:

@@ -6,8 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import random_reference
-from sampler_laws import gumbel
-from test_samplers import given
+from sampler_laws import given, gumbel
 
 from sance_audio.energy import LowPrecision, ReferencedEnergy
 from sance_audio.networks import ResidualEnergy

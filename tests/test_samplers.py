@@ -5,7 +5,7 @@ import torch
 from checks import holds_on_a_fresh_seed
 from conftest import random_reference
 from planted_faults import FAULTS, caught
-from sampler_laws import ADJUSTED, LAWS, gumbel, reference
+from sampler_laws import ADJUSTED, LAWS, given, gumbel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sance_audio.energy import ReferencedEnergy, value_and_grad
@@ -24,11 +24,6 @@ from sance_audio.samplers import (
     sample,
     warm_up,
 )
-
-
-def given():
-    return reference().given(torch.zeros(1, dtype=torch.long))
-
 
 SAMPLERS = {
     "langevin": lambda: Langevin(0.05),

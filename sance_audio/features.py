@@ -13,7 +13,7 @@ from __future__ import annotations
 __all__ = ["LogMel"]
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -168,6 +168,21 @@ class LogMel(nn.Module):
             waveform.device.type, enabled=False
         ):  # a floor of -85 dB needs float32
             return self.filterbank @ self.stft(waveform.float()).abs().pow(self.power)
+
+    def mel_blocks(self, waveform: Tensor, block: int = 1024) -> Iterator[tuple[int, Tensor]]:
+        """`mel` of long waveforms `(B, N)` in parts `(B, M, <= block)`, each with its first frame,
+        in memory that does not grow with N; whole where the padding reflects.
+        """
+        frames, pad = self.frames(waveform.shape[1]), self.n_fft // 2
+        if self.pad_mode == "reflect" or frames <= block:
+            yield 0, self.mel(waveform)
+            return
+        margin = -(-pad // self.hop_length)  # frames that see the padding of a part
+        for start in range(0, frames, block):
+            stop = min(start + block, frames)
+            first = max(start - margin, 0)
+            samples = waveform[:, first * self.hop_length : (stop + margin) * self.hop_length]
+            yield start, self.mel(samples)[:, :, start - first :][:, :, : stop - start]
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Natural logarithm of the floored mel, `(B, M, T)`, not standardised."""

@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.anomaly_peers import EPOCHS, PEERS, SEEDED, Array, Clip, Features, Method
 from sance_audio import EnergyDetector, metrics
@@ -196,32 +197,28 @@ def run(
     """Scores of all methods on all tasks, by key; what `out` holds already is not computed."""
     results: Results = {} if out is None or not out.exists() else read_json(out)
     features = Features.remembered()
-    for task in tasks:
-        for name in names:
-            for seed in range(seeds if name in BY_SEED else 1):
-                key = _key(corpus, task, name, seed)
-                if key in results:
-                    continue
-                began = time.perf_counter()
-                method = METHODS[name](features, seed).fit(hear(task.train))
-                score = np.asarray(method.score(hear(task.test)), float)
-                seconds = time.perf_counter() - began
-                results[key] = {"auc": auc(task.odd, score), "pauc": _pauc(task.odd, score)}
-                print(f"{key}: {results[key]['auc']:.3f} ({seconds:.1f} s)", file=sys.stderr)
-                results[key] |= {"score": score.tolist(), "part": task.part}
-                if out is not None:
-                    write_json(out, results)
+    for task, name, seed in [(t, n, s) for t in tasks for n in names for s in _seeds(n, seeds)]:
+        key = _key(corpus, task, name, seed)
+        if key in results:
+            continue
+        began = time.perf_counter()
+        method = METHODS[name](features, seed).fit(hear(task.train))
+        score = np.asarray(method.score(hear(task.test)), float)
+        seconds = time.perf_counter() - began
+        pauc = float(roc_auc_score(task.odd, score, max_fpr=0.1))
+        results[key] = {"auc": auc(task.odd, score), "pauc": pauc, "score": score.tolist()}
+        print(f"{key}: {results[key]['auc']:.3f} ({seconds:.1f} s)", file=sys.stderr)
+        if out is not None:
+            write_json(out, results)
     return results
+
+
+def _seeds(name: str, seeds: int) -> range:
+    return range(seeds if name in BY_SEED else 1)
 
 
 def _key(corpus: str, task: Task, name: str, seed: int) -> str:
     return f"{corpus}/{task.key}/{name}/{seed}"
-
-
-def _pauc(odd: Array, score: Array) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(odd, score, max_fpr=0.1))
 
 
 def summarise(
@@ -232,8 +229,7 @@ def summarise(
     """
 
     def of(name: str, task: Task) -> list[Results]:
-        n = seeds if name in BY_SEED else 1
-        return [results[_key(corpus, task, name, seed)] for seed in range(n)]
+        return [results[_key(corpus, task, name, seed)] for seed in _seeds(name, seeds)]
 
     def scores(name: str) -> list[Array]:
         return [np.array([row["score"] for row in of(name, task)]) for task in tasks]
@@ -313,8 +309,9 @@ def table(title: str, summary: dict[str, Results], speed: dict[str, Results]) ->
             line += f"{s['fit_s']:9.2f}{1000 * s['score_s']:9.1f}"
             line += f"{s['memory_mib']:7.0f} ({s['memory_added_mib']:+.0f})"
         print(line)
-    parts = next(iter(summary.values()))["parts"]
-    print(f"\n{'AUC of each':32}{''.join(f'{part[:10]:>11}' for part in parts)}")
+    for s in list(speed.values())[:1]:
+        print(f"(seconds and memory: {s['train']} clips to fit, {s['test']} to score)")
+    print(f"\n{'AUC of each':32}{''.join(f'{part[:10]:>11}' for part in summary[first]['parts'])}")
     for name, row in summary.items():
         print(f"{name:32}{''.join(f'{value:11.3f}' for value in row['parts'].values())}")
 

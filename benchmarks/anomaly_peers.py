@@ -57,16 +57,22 @@ def acoustic(clip: Clip) -> Array:
 def mel_statistics(clip: Clip) -> Array:
     """Mean and standard deviation over time of each of 64 log-mel bands at 16 kHz, `(128,)`."""
     features = LogMel(RATE, n_fft=1024, hop_length=512, n_mels=64)
-    x = features.log_mel(torch.as_tensor(_at_rate(clip)).unsqueeze(0))[0]
+    x = features.log_mel(torch.as_tensor(_at(clip, RATE)).unsqueeze(0))[0]
     return torch.cat([x.mean(1), x.std(1, correction=0)]).numpy()
 
 
 def stacked_frames(clip: Clip) -> Array:
-    """Five frames of 128 log-mel powers in dB on end, at each frame, `(F - 4, 640)` float32."""
+    """Five frames of 128 log-mel powers in dB on end, at each frame, `(F - 4, 640)` float32.
+
+    Of 64 ms, every 32 ms, at 16 kHz; at the clip's own rate where that is lower: resampled, it
+    would have bands that hold rounding errors alone, and they would outweigh the sound.
+    """
     import librosa
 
+    rate = min(clip[1], RATE)
+    n = 1024 * rate // RATE
     power = librosa.feature.melspectrogram(
-        y=_at_rate(clip), sr=RATE, n_fft=1024, hop_length=512, n_mels=MELS, power=2.0
+        y=_at(clip, rate), sr=rate, n_fft=n, hop_length=n // 2, n_mels=MELS, power=2.0
     )
     frames = 10 * np.log10(power.T + np.finfo(np.float64).eps)
     if len(frames) < CONTEXT:
@@ -75,9 +81,8 @@ def stacked_frames(clip: Clip) -> Array:
     return windows.swapaxes(1, 2).reshape(len(windows), -1).astype(np.float32)
 
 
-def _at_rate(clip: Clip) -> Array:
-    wave, rate = clip
-    return audio.resample(torch.as_tensor(wave), rate, RATE).numpy()
+def _at(clip: Clip, rate: int) -> Array:
+    return audio.resample(torch.as_tensor(clip[0]), clip[1], rate).numpy()
 
 
 @dataclass(frozen=True)

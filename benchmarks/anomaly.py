@@ -16,12 +16,13 @@ CORPUS is one of:
 Every method sees the same clips. AUC, and pAUC (false-alarm rates up to .1, as `roc_auc_score`
 standardises it), are means over tasks and seeds. The interval is of the first method's mean AUC
 less the other's: a 95 % paired bootstrap over source recordings, whose clips are drawn together; a
-task that a resample leaves without clips of either sort is left out of it.
+task that a resample leaves without clips of either sort is left out of it. A spoken digit is a
+recording of its own; that there are six speakers only does not enter.
 
 Seconds and memory are those of one task, with nothing remembered from other tasks, in a process of
 their own for each method; a first run that takes less than 20 s does not count, the second does.
-Memory is the process's largest resident set, and in brackets how much of it came after libraries
-and clips were loaded.
+Memory is the process's largest resident set, and in brackets how much of it came once the clips
+were loaded: what the method holds, and libraries that it alone needs.
 
 FILE.json is written after each task; the same command goes on from it. It knows clips by their
 content, but not methods: delete it where one of them has changed.
@@ -276,8 +277,12 @@ def _timed(name: str, train: list[Clip], test: list[Clip]) -> tuple[float, float
 
 def _largest() -> float:
     """Largest resident set of this process so far, in MiB."""
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes / (2**20 if sys.platform == "darwin" else 2**10)
+    status = Path("/proc/self/status")
+    if status.exists():  # there, getrusage would begin with what the parent process held
+        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
+        return int(line.split()[1]) / 2**10
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def timings(corpus: str, names: Sequence[str], data: Path, split: str) -> dict[str, Results]:

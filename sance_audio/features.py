@@ -169,20 +169,27 @@ class LogMel(nn.Module):
         ):  # a floor of -85 dB needs float32
             return self.filterbank @ self.stft(waveform.float()).abs().pow(self.power)
 
-    def mel_blocks(self, waveform: Tensor, block: int = 1024) -> Iterator[tuple[int, Tensor]]:
-        """`mel` of long waveforms `(B, N)` in parts `(B, M, <= block)`, each with its first frame,
-        in memory that does not grow with N; whole where the padding reflects.
+    def parts(self, waveform: Tensor, block: int = 1024) -> Iterator[tuple[Tensor, slice, slice]]:
+        """Parts of long waveforms `(B, N)`, the frames of each that are whole, at most `block`,
+        and which frames of the waveform they are; one part where the padding reflects.
         """
-        frames, pad = self.frames(waveform.shape[1]), self.n_fft // 2
+        frames = self.frames(waveform.shape[1])
         if self.pad_mode == "reflect" or frames <= block:
-            yield 0, self.mel(waveform)
+            yield waveform, slice(None), slice(0, frames)
             return
-        margin = -(-pad // self.hop_length)  # frames that see the padding of a part
+        margin = -(-(self.n_fft // 2) // self.hop_length)  # frames that see a part's padding
         for start in range(0, frames, block):
             stop = min(start + block, frames)
             first = max(start - margin, 0)
-            samples = waveform[:, first * self.hop_length : (stop + margin) * self.hop_length]
-            yield start, self.mel(samples)[:, :, start - first :][:, :, : stop - start]
+            part = waveform[:, first * self.hop_length : (stop + margin) * self.hop_length]
+            yield part, slice(start - first, stop - first), slice(start, stop)
+
+    def mel_blocks(self, waveform: Tensor, block: int = 1024) -> Iterator[tuple[slice, Tensor]]:
+        """`mel` of long waveforms `(B, N)` in parts `(B, M, <= block)`, each with the frames that
+        they are, in memory that does not grow with N.
+        """
+        for part, whole, frames in self.parts(waveform, block):
+            yield frames, self.mel(part)[:, :, whole]
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Natural logarithm of the floored mel, `(B, M, T)`, not standardised."""

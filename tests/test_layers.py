@@ -14,7 +14,7 @@ LAYERS = {
     "tracks verdicts weights",
     1: "streams features reference networks samplers config ledger holes",
     2: "options generation restoration inversion pictures noise health diagnostics datasets",
-    3: "model toys",
+    3: "model resynthesis toys",
     4: "state evaluation trackers tuning",
     5: "checkpoint detection report",
     6: "training preparation scoring",

@@ -5,7 +5,13 @@ and how iterations are chained, `pulls` the gains, `inverter` what both share.
 """
 
 from sance_audio.inversion.frames import Frames
-from sance_audio.inversion.griffin_lim import GriffinLim, Inversion, griffin_lim, mel_residual
+from sance_audio.inversion.griffin_lim import (
+    GriffinLim,
+    Inversion,
+    griffin_lim,
+    mel_residual,
+    spectral_convergence,
+)
 from sance_audio.inversion.inverter import QUALITY, iterations
 from sance_audio.inversion.linear import LinearGriffinLim, linear_griffin_lim
 
@@ -19,4 +25,5 @@ __all__ = [
     "iterations",
     "linear_griffin_lim",
     "mel_residual",
+    "spectral_convergence",
 ]

@@ -32,6 +32,10 @@ Gain = Callable[[Tensor, int], Tensor]
 """Of spectra `(B, n, F)` and the number of their first frame: real factors `(B, n, F)`."""
 
 
+FAINTEST = 1e-6
+"""Share of the largest sum of squared windows that can be divided by."""
+
+
 class Frames:
     """Geometry of T centred frames.
 
@@ -40,18 +44,29 @@ class Frames:
         hop_length: H.
         count: T.
         pad_mode: What stands before and after the signal: "constant" (silence) or "reflect".
+        length: Samples of the signal, `H (T - 1)` when None; less than H more make no frame of
+            their own.
 
     Raises:
         ValueError: windows and hop from which no signal can be rebuilt; reflection of a signal
             that is too short for it.
     """
 
-    def __init__(self, window: Tensor, hop_length: int, count: int, pad_mode: str = "constant"):
+    def __init__(
+        self,
+        window: Tensor,
+        hop_length: int,
+        count: int,
+        pad_mode: str = "constant",
+        length: int | None = None,
+    ):
         self.window, self.hop, self.count = window.float(), hop_length, count
         self.n_fft = len(window)
         self.overlap = -(-self.n_fft // hop_length)
         self.hops = count + self.overlap - 1
-        self.length = hop_length * (count - 1)
+        shortest = hop_length * (count - 1)
+        self.rest = min(max((length or 0) - shortest, 0), hop_length - 1)
+        self.length = shortest + self.rest
         self.reflect = pad_mode == "reflect"
         check_overlap(self.window, hop_length)
         if self.reflect and self.length <= self.n_fft // 2:
@@ -70,8 +85,9 @@ class Frames:
         total = self.add(self.window.square().expand(1, few, -1))[0]
         place = torch.arange(total.numel(), device=total.device).view_as(total)
         first = self.n_fft // 2
-        inside = (place >= first) & (place < first + (few - 1) * self.hop)
-        return torch.where(inside, 1 / total.clamp_min(1e-20), 0.0)
+        inside = (place >= first) & (place < first + (few - 1) * self.hop + self.rest)
+        inside &= total > FAINTEST * total.max()  # a last hop may reach beyond its window
+        return torch.where(inside, 1 / total, 0.0)
 
     def weights(self, start: int, stop: int) -> Tensor:
         """`(stop - start, H)`: what overlap-added hops are multiplied with."""
@@ -125,7 +141,7 @@ def check_overlap(window: Tensor, hop_length: int) -> None:
     overlap = -(-n // hop_length)
     padded = torch.nn.functional.pad(window.double().square(), (0, overlap * hop_length - n))
     total = padded.view(overlap, hop_length).sum(0)
-    if hop_length > n or not float(total.min()) > 1e-6 * float(total.max()):
+    if hop_length > n or not float(total.min()) > FAINTEST * float(total.max()):
         raise ValueError(
             f"hop_length={hop_length} leaves samples without weight between windows of "
             f"n_fft={n}: overlap-add needs a window whose shifted squares sum to more than 0 "

@@ -23,7 +23,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["GriffinLim", "Inversion", "griffin_lim", "mel_residual"]
+__all__ = ["GriffinLim", "Inversion", "griffin_lim", "mel_residual", "spectral_convergence"]
 
 import math
 from typing import NamedTuple
@@ -94,7 +94,8 @@ class GriffinLim(Inverter):
         Arguments:
             mel: Mel magnitudes `(B, M, T)`, T >= 2, finite and not negative, to the power that
                 `features` uses.
-            length: Samples N; `hop_length * (T - 1)` when None.
+            length: Samples N, `hop_length * (T - 1)` when None. A waveform of up to
+                `hop_length - 1` more has as many frames; whatever is longer ends in silence.
             generator: Of the first phases: one, or one per clip. Seed 0 for every clip when None.
 
         Raises:
@@ -102,17 +103,17 @@ class GriffinLim(Inverter):
         """
         f = self.features
         check_magnitudes(mel, f.n_mels, "mels")
-        frames, bands = self.frames(mel.shape[2]), Bands(f.filterbank)
+        frames, bands = self.frames(mel.shape[2], length), Bands(f.filterbank)
 
         def pull(m: Tensor) -> MelPull:
             return MelPull(bands, m, f.power, self.relaxation)
 
         return self.invert(frames, mel, pull, length, generator)
 
-    def frames(self, count: int) -> Frames:
-        """T frames of the geometry of the features."""
+    def frames(self, count: int, length: int | None = None) -> Frames:
+        """T frames of the geometry of the features, for that many samples."""
         f = self.features
-        return Frames(f.window, f.hop_length, count, f.pad_mode)
+        return Frames(f.window, f.hop_length, count, f.pad_mode, length)
 
     @torch.no_grad()
     def with_residual(
@@ -199,11 +200,32 @@ def mel_residual(features: LogMel, mel: Tensor, waveform: Tensor) -> Tensor:
     level = mel.amax((1, 2), keepdim=True).clamp_min(1e-30)
     faint = 1e-3**f.power * level
     total, cells = mel.new_zeros(2, len(mel), dtype=torch.double)
-    for start, again in f.mel_blocks(waveform):
-        given = mel[:, :, start : start + again.shape[2]].float()
+    for part, again in f.mel_blocks(waveform):
+        given = mel[:, :, part].float()
         again = again[:, :, : given.shape[2]].clamp_min(1e-4 * faint)
         heard = given > faint
         error = (again.log() - given.clamp_min(1e-4 * faint).log()).abs()
         total += (error * heard).sum((1, 2)).double()
         cells += heard.sum((1, 2))
     return (scale * total / cells.clamp_min(1)).to(mel.dtype)
+
+
+@torch.no_grad()
+def spectral_convergence(features: LogMel, waveform: Tensor, again: Tensor) -> Tensor:
+    """`|S' - S| / |S|` of linear magnitudes `(B,)`, over whole clips; 0 where both are silent.
+
+    Arguments:
+        waveform, again: `(B, N)`, as recorded (S) and as resynthesised (S').
+
+    Raises:
+        ValueError: different shapes.
+    """
+    if waveform.shape != again.shape:
+        found = f"{tuple(waveform.shape)} and {tuple(again.shape)}"
+        raise ValueError(f"expected two waveforms of one shape, found {found}")
+    total = waveform.new_zeros(2, len(waveform), dtype=torch.double)
+    pairs = zip(features.parts(waveform), features.parts(again), strict=True)
+    for (part, whole, _), (part_again, _, _) in pairs:
+        s, s_again = (features.stft(p)[:, :, whole].abs() for p in (part, part_again))
+        total += torch.stack([(s_again - s).square().sum((1, 2)), s.square().sum((1, 2))])
+    return (total[0] / total[1].clamp_min(1e-30)).sqrt().to(waveform.dtype)

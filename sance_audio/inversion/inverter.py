@@ -1,6 +1,7 @@
 """What inverters share: iterations in groups of clips and blocks of frames, phases from seeds.
 
-On a CPU each clip goes through all iterations by itself, on a GPU with others; a long one in
+On a CPU each clip goes through all iterations by itself, in one thread of as many as PyTorch has
+(`chunks`), on a GPU with others; a long one in
 several blocks, each iteration behind the one before it by the frames that it reads ahead
 (`frames`).
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sance_audio.audio import fit_length
-from sance_audio.chunks import slices
+from sance_audio.chunks import run_chunks, slices
 from sance_audio.inversion.frames import Frames, Iteration
 from sance_audio.samplers import Generators, clip_seeds, randn
 
@@ -76,14 +77,17 @@ class Inverter(nn.Module):
         alone = given.device.type == "cpu"  # last bits depend on the number of rows
         together = BLOCK if alone else ON_GPU
         size = 1 if alone else max(1, together // frames.count)
-        waves = []
-        with torch.autocast(given.device.type, enabled=False):
-            for part in slices(len(given), size):
+
+        @torch.no_grad()
+        def one(part: slice) -> Tensor:
+            with torch.autocast(given.device.type, enabled=False):
                 towards = pull(given[part])
                 stages = [Iteration(frames, towards.start)]
                 stages += [Iteration(frames, towards, beta) for beta in self.betas()]
                 blocks = white_noise(frames, generators[part], given.device, together)
-                waves.append(run(frames, stages, blocks).mul_(towards.level))
+                return run(frames, stages, blocks).mul_(towards.level)
+
+        waves = run_chunks(one, slices(len(given), size), alone and torch.get_num_threads() > 1)
         wave = torch.cat(waves) if len(waves) > 1 else waves[0]
         wanted = frames.length if length is None else length
         return wave if wanted == wave.shape[1] else fit_length(wave, wanted, "start")

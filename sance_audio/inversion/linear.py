@@ -69,7 +69,8 @@ class LinearGriffinLim(Inverter):
         T >= 2; the rest as `GriffinLim.forward`.
         """
         check_magnitudes(magnitude, self.n_fft // 2 + 1, "magnitudes")
-        frames = Frames(self.window, self.hop_length, magnitude.shape[2])
+        count = magnitude.shape[2]
+        frames = Frames(self.window, self.hop_length, count, length=length)
 
         def pull(m: Tensor) -> MagnitudePull:
             return MagnitudePull(m, self.power, self.relaxation)

@@ -3,5 +3,5 @@
 from benchmarks import inversion, sampling, threads
 
 threads.main()
-inversion.main()
+inversion.main([])
 sampling.main([])

@@ -26,7 +26,12 @@ from torch import Tensor
 from benchmarks.inverters import CORPORA, MELS, Corpus, inverters
 from benchmarks.quality import MEASURES, noisy, quality
 from benchmarks.timing import alternate
-from sance_audio import LogMel
+from sance_audio import AudioEBM, LogMel, metrics
+from sance_audio.assessment import analyse
+from sance_audio.audio import windows
+from sance_audio.datasets import fsdd
+from sance_audio.evaluation import Classifier
+from sance_audio.weights import load_weights
 
 ROUNDS = 5
 PEER = "torchaudio, power 1"
@@ -91,41 +96,44 @@ def _verdict(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 
 def distances(run: Path, data: Path) -> None:
-    """FID of test clips after each inverter, in the features of the run's classifier."""
-    from sance_audio import AudioEBM, metrics
-    from sance_audio.assessment import analyse
-    from sance_audio.audio import windows
-    from sance_audio.datasets import fsdd
-    from sance_audio.evaluation import Classifier
-    from sance_audio.weights import load_weights
-
-    model = AudioEBM.from_pretrained(run)
-    about, tensors = load_weights(run / "classifier.safetensors", "classifier")
-    judge = Classifier(**about["classifier"])
-    judge.load_state_dict(tensors)
-    judge.eval()
+    """FID of test clips after each inverter, in the features of the run's classifier: of what came
+    back as it is, and scaled to the peak of the recordings again, as the recipes' tables do.
+    """
+    model, judge = AudioEBM.from_pretrained(run), _classifier(run)
     corpus = fsdd.prepare(data / "fsdd")
 
     @torch.no_grad()
-    def features(waves: Tensor) -> np.ndarray:
-        return judge.features(analyse(model, waves)).double().numpy()
+    def features(x: Tensor) -> np.ndarray:
+        return judge.features(x).double().numpy()
 
     def clips(split: str) -> Tensor:
         sounds = [clip.source.load().waveform for clip in corpus.split(split)]
         return torch.stack([windows(wave, model.window, model.peak)[0] for wave in sounds])
 
-    real, test = features(clips("train")), clips("test")
-    alone = metrics.frechet_distance(features(test), real)
-    print(f"\n{len(test)} test clips: FID {alone:.2f} to {len(real)} training clips\n")
-    print("| inverter | FID | growth | of torchaudio's, power 1 |\n|---|---|---|---|")
+    real, test = features(model.log_mels(clips("train"))), clips("test")
+    alone = metrics.frechet_distance(features(model.log_mels(test)), real)
+    print(f"\n{len(test)} test clips: FID {alone:.3f} to {len(real)} training clips; growth:\n")
+    print(f"| inverter | as it came back | of {PEER} | scaled to the peak | of {PEER} |")
+    print("|---|---|---|---|---|")
     settings = model.features.settings
     mels = {p: LogMel(**settings | {"power": p}).mel(test) for p in (1.0, 2.0)}
-    table, growth = inverters(model.features, test.shape[1]), {}
+    table = inverters(model.features, test.shape[1])
+    peer: list[float] = []
     for name in sorted(table, key=lambda name: name != PEER):
         power, invert = table[name]
-        fid = metrics.frechet_distance(features(invert(mels[power])), real)
-        growth[name] = fid - alone
-        print(f"| {name} | {fid:.2f} | {growth[name]:.3f} | {growth[name] / growth[PEER]:.2f} |")
+        wave = invert(mels[power])
+        both = [features(x) for x in (model.log_mels(wave), analyse(model, wave))]
+        growth = [metrics.frechet_distance(phi, real) - alone for phi in both]
+        peer = peer or growth
+        cells = [f"{g:.3f} | {g / g_peer:.2f}" for g, g_peer in zip(growth, peer, strict=True)]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def _classifier(run: Path) -> Classifier:
+    about, tensors = load_weights(run / "classifier.safetensors", "classifier")
+    judge = Classifier(**about["classifier"])
+    judge.load_state_dict(tensors)
+    return judge.eval()
 
 
 def main(arguments: list[str] | None = None) -> None:

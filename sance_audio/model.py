@@ -209,14 +209,14 @@ class AudioEBM(EnergyModel):
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`; first phases seeded per clip."""
-        seeds = [0] * len(x) if seeds is None else seeds
-        numbers = torch.tensor(seeds, dtype=torch.long)
+        numbers = torch.tensor([0] * len(x) if seeds is None else seeds, dtype=torch.long)
 
         def one(rows: Tensor, own: Tensor) -> Tensor:
             generators = [torch.Generator(rows.device).manual_seed(s) for s in own.tolist()]
             return self.inverter(self.features.to_mel(rows, self.silence), generator=generators)
 
-        return chunked(one, x, numbers, size=chunk_size(self.device))
+        size = 1 if x.device.type == "cpu" else chunk_size(x.device)
+        return chunked(one, x, numbers, size=size)
 
     def classes(self, n: int, label: int | None = None) -> list[int]:
         """Classes of n clips: one, or all in balanced turn."""

@@ -64,6 +64,21 @@ def test_silence_stays_silence():
     assert GriffinLim(f)(torch.zeros(1, 64, 64)).abs().max() == 0
 
 
+@pytest.mark.parametrize("settings", [{}, {"hop_length": 150}, {"hop_length": 300}])
+def test_samples_within_a_silent_frame_are_silent(settings):
+    """A frame without magnitude says so of all its samples, also where loud ones overlap it."""
+    f = features(**settings)
+    wave = torch.cat([torch.zeros(1, 3000), tone(440.0, 2000), torch.zeros(1, 3064)], 1)
+    mel = f.mel(wave)
+    back = GriffinLim(f)(mel, length=wave.shape[1])
+    assert back[:, : 3000 - 512].abs().max() == 0
+    assert back[:, 5000 + 512 :].abs().max() == 0
+    assert float(back[:, 3200:4800].std() / wave[:, 3200:4800].std()) == pytest.approx(1, abs=0.1)
+    silent = mel.amax(1)[0] == 0
+    assert silent.any()
+    assert float(f.mel(back).amax(1)[0][silent].max()) < 0.02 * float(mel.max())  # -34 dB
+
+
 def test_a_click_stays_in_its_frames():
     f = features()
     click = torch.zeros(1, 8064)

@@ -100,6 +100,15 @@ class Frames:
             self._rows = (start, stop), self.envelope[rows]
         return self._rows[1]
 
+    def audible(self, silent: Tensor) -> Tensor:
+        """Hops `(B, J, 1)` that are not wholly within a silent frame, of frames `(B, T)`: 1, the
+        others 0.
+        """
+        within = self.n_fft // self.hop
+        rest = self.overlap - within
+        padded = torch.nn.functional.pad(silent.float(), (within - 1, within - 1 + rest))
+        return 1 - torch.nn.functional.max_pool1d(padded, within, 1).unsqueeze(2)
+
     def analyse(self, hops: Tensor) -> Tensor:
         """Hops `(B, n + o - 1, H)` to spectra `(B, n, F)`."""
         framed = hops.reshape(len(hops), -1).unfold(1, self.n_fft, self.hop)
@@ -157,10 +166,11 @@ class Iteration:
         frames: The geometry.
         gain: g, of Z and its first frame's number.
         beta: Extrapolation (momentum).
+        mask: Factors `(B, J, 1)` of the hops of x'.
     """
 
-    def __init__(self, frames: Frames, gain: Gain, beta: float = 0.0):
-        self.frames, self.gain, self.beta = frames, gain, beta
+    def __init__(self, frames: Frames, gain: Gain, beta: float = 0.0, mask: Tensor | None = None):
+        self.frames, self.gain, self.beta, self.mask = frames, gain, beta, mask
         self.done = 0  # frames
         self.z: Tensor | None = None  # the last o - 1 hops of z
         self.x: Tensor | None = None  # hops of x that x' has not come to
@@ -189,7 +199,10 @@ class Iteration:
             self.z, self.x = z[:, n:].clone(), x[:, n:].clone()
             self.sum = total[:, n:].clone()
             total, x = total[:, :n], x[:, :n]
-        total *= f.weights(self.done, self.done + total.shape[1])
+        stop = self.done + total.shape[1]
+        total *= f.weights(self.done, stop)
+        if self.mask is not None:
+            total *= self.mask[:, self.done : stop]
         self.done += n
         if f.reflect:
             total = f.hops_of(f.signal_of(total))

@@ -26,6 +26,8 @@ QUALITY = {"fast": 12, "default": 32, "best": 100}
 """Iterations."""
 BLOCK = 256
 """Frames that a core works on together: their spectra stay in its cache."""
+SILENT = 1e-7
+"""A frame of so much of a clip's largest magnitude, or less, is silence."""
 ON_GPU = 256 * BLOCK
 """Frames, of one clip or many, that a GPU works on together."""
 
@@ -82,8 +84,9 @@ class Inverter(nn.Module):
         def one(part: slice) -> Tensor:
             with torch.autocast(given.device.type, enabled=False):
                 towards = pull(given[part])
-                stages = [Iteration(frames, towards.start)]
-                stages += [Iteration(frames, towards, beta) for beta in self.betas()]
+                mask = audible(frames, given[part])
+                stages = [Iteration(frames, towards.start, mask=mask)]
+                stages += [Iteration(frames, towards, beta, mask) for beta in self.betas()]
                 blocks = white_noise(frames, generators[part], given.device, together)
                 return run(frames, stages, blocks).mul_(towards.level)
 
@@ -124,6 +127,15 @@ def check_magnitudes(given: Tensor, height: int, name: str) -> None:
             f"{name} must be finite and not negative, found values from {float(low):g} to "
             f"{float(high):g}: pass magnitudes, not their logarithms"
         )
+
+
+def audible(frames: Frames, given: Tensor) -> Tensor | None:
+    """Hops that may sound, `(B, J, 1)`: samples within a frame without a magnitude are 0. None
+    where no frame is silent.
+    """
+    loudest = given.amax(1)
+    silent = loudest <= SILENT * loudest.amax(1, keepdim=True)
+    return frames.audible(silent) if bool(silent.any()) else None
 
 
 def generators_of(generator: Generators | None, n: int) -> Sequence[torch.Generator]:

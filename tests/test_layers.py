@@ -18,7 +18,7 @@ LAYERS = {
     4: "state evaluation trackers tuning",
     5: "checkpoint detection report",
     6: "training preparation scoring",
-    7: "workflow assessment",
+    7: "workflow assessment normals",
     8: "anomalies experiments recipe",
     9: "cli",
     10: "__main__",

@@ -111,7 +111,7 @@ def _fitted(
         raise ValueError(f"{n} validation clips are too few to calibrate one; there must be 3")
     detector = EnergyDetector(model, seed=options.seed, learnt=learnt)
     if n < detector.clips_needed:
-        calibrating = round(detector.calibration * n)
+        calibrating = max(1, round(0.4 * n))
         detector.set_params(alpha=1 / (calibrating + 1))
     return detector.fit(_clips(model, material, "valid"))
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sance_audio.audio import AudioError
 from sance_audio.detection import EnergyDetector
-from sance_audio.model import AudioEBM
-from sance_audio.streams import Sound, count_windows, listen
+from sance_audio.streams import Sound
 
 COLUMNS = (
     "path",
@@ -63,13 +64,12 @@ def score_files(
             `COLUMNS`; only path and notes where a file could not be read.
     """
     scored, began = Scored(), time.perf_counter()
-    assert detector.model is not None
-    for group in _groups(detector.model, paths):
+    for group in _groups(detector, paths):
         rows = _rows(detector, group)
         for row in rows:
             scored.files += 1
             scored.seconds_of_sound += row.get("duration_seconds", 0.0)
-            if "energy" not in row:
+            if "anomaly_score" not in row:
                 scored.failed += 1
                 scored.problem = scored.problem or row["notes"]
         keep(rows)
@@ -85,7 +85,7 @@ def check_output(path: Path) -> None:
         raise ValueError(f"--out {path}: a folder stands there; name a file")
 
 
-def _groups(model: AudioEBM, paths: Iterable[Path]) -> Iterator[list[Listened]]:
+def _groups(detector: EnergyDetector, paths: Iterable[Path]) -> Iterator[list[Listened]]:
     """Files, listened to where possible, in groups of `GROUP`; one that is not held in memory
     makes a group of its own.
     """
@@ -93,7 +93,7 @@ def _groups(model: AudioEBM, paths: Iterable[Path]) -> Iterator[list[Listened]]:
     seconds = 0.0
     for path in paths:
         try:
-            sound = listen(path, model.sample_rate, model.window, model.peak)
+            sound = detector.listen(path)
         except AudioError as error:
             group.append((path, None, f"not scored: {error}"))
         else:
@@ -120,40 +120,42 @@ def _rows(detector: EnergyDetector, group: list[Listened]) -> list[Row]:
     for path, sound, problem in group:
         row: Row = {"path": str(path), "notes": problem}
         if sound is not None:
-            assert detector.model is not None
             row |= next(marks) | {"duration_seconds": round(sound.seconds, 6)}
-            row["notes"] = _notes(detector.model, sound)
+            row["notes"] = _notes(detector, sound)
         rows.append(row)
     return rows
 
 
 def _assess(detector: EnergyDetector, sounds: list[Sound]) -> list[Row]:
     """Energy, score, p-value and class of each recording."""
-    model = detector.model
-    if not sounds or model is None:
+    if not sounds:
         return []
-    marks = detector.assess_windows((sound.parts() for sound in sounds), bool(model.labels))
-    classes = marks.pop("class_log_p").argmax(1) if model.labels else None
+    labels = detector.model_.labels if detector.model_ is not None else ()
+    marks = detector.assess_windows((sound.parts() for sound in sounds), bool(labels))
+    classes = marks.pop("class_log_p").argmax(1) if labels else None
     rows: list[Row] = [
-        {key: float(value[i]) for key, value in marks.items()} for i in range(len(sounds))
+        {key: float(value[i]) for key, value in marks.items() if np.isfinite(value[i])}
+        for i in range(len(sounds))
     ]
     if classes is not None:
         for row, y in zip(rows, classes, strict=True):
-            row["predicted_class"] = model.labels[int(y)]
+            row["predicted_class"] = labels[int(y)]
     return rows
 
 
-def _notes(model: AudioEBM, sound: Sound) -> str:
+def _notes(detector: EnergyDetector, sound: Sound) -> str:
     """What was done to a recording before it was scored, and what is odd about it."""
     notes = [sound.partial] if sound.partial else []
     if sound.channels > 1:
         notes.append(f"{sound.channels} channels mixed down")
-    if sound.sample_rate != model.sample_rate:
+    if sound.sample_rate != detector.sample_rate_:
         notes.append(f"resampled from {sound.sample_rate} Hz")
-    if sound.samples < model.window:
-        notes.append(f"padded from {sound.samples} to {model.window} samples")
-    elif sound.samples > model.window:
-        notes.append(f"{count_windows(sound.samples, model.window)} windows")
+    shortest = detector.shortest
+    if sound.samples < shortest:
+        notes.append(f"padded from {sound.samples} to {shortest} samples")
+    windows = detector.count_windows(sound.samples)
+    if windows > 1:
+        notes.append(f"{windows} windows")
     if sound.silent:
         notes.append("silent")
     if sound.constant:

@@ -55,7 +55,14 @@ class Sound:
     """Its windows `(<= PART, length)`, in order, as `audio.windows` cuts them."""
 
 
-def listen(path: str | Path, sample_rate: int, length: int, peak: float | None = None) -> Sound:
+def listen(
+    path: str | Path,
+    sample_rate: int,
+    length: int,
+    peak: float | None = None,
+    *,
+    padded: bool = True,
+) -> Sound:
     """Decode a file once.
 
     Arguments:
@@ -64,6 +71,8 @@ def listen(path: str | Path, sample_rate: int, length: int, peak: float | None =
         length: Of a window, in samples.
         peak: What the largest magnitude of the whole recording is scaled to; None leaves levels as
             they are.
+        padded: Whether a recording shorter than a window is padded to one; if not, its only
+            window is as short as it is.
 
     Raises:
         AudioError: as `audio.load`; from `parts`, where the file changed in the meantime.
@@ -85,7 +94,7 @@ def listen(path: str | Path, sample_rate: int, length: int, peak: float | None =
 
     def parts() -> Iterator[Tensor]:
         found = 0
-        for part in _cut(blocks if held else _again(path, sample_rate), n, length, factor):
+        for part in _cut(blocks if held else _again(path, sample_rate), n, length, factor, padded):
             found += len(part)
             yield part
         if found < count_windows(n, length):
@@ -101,10 +110,12 @@ def _again(path: str | Path, sample_rate: int) -> Iterator[Tensor]:
         yield from _resampled(source.blocks(), source.info.sample_rate, sample_rate)
 
 
-def parts_of(waveform: Tensor, length: int, peak: float | None = None) -> Iterator[Tensor]:
-    """`audio.windows` of a waveform `(N,)`, at most `PART` at once."""
+def parts_of(
+    waveform: Tensor, length: int, peak: float | None = None, *, padded: bool = True
+) -> Iterator[Tensor]:
+    """`audio.windows` of a waveform `(N,)`, at most `PART` at once; `padded` as of `listen`."""
     factor = None if peak is None else audio.gain(waveform.abs().max(), peak)
-    return _cut([waveform], len(waveform), length, factor)
+    return _cut([waveform], len(waveform), length, factor, padded)
 
 
 def batches(
@@ -135,13 +146,16 @@ def count_windows(n: int, length: int) -> int:
     return 1 + max(0, -(-(n - length) // (length // 2)))
 
 
-def _cut(blocks: Iterable[Tensor], n: int, length: int, factor: Tensor | None) -> Iterator[Tensor]:
+def _cut(
+    blocks: Iterable[Tensor], n: int, length: int, factor: Tensor | None, padded: bool = True
+) -> Iterator[Tensor]:
     """The windows of n samples that come in blocks, scaled by `factor`."""
     if n <= length:
         whole = torch.cat([torch.zeros(0), *blocks])
         if len(whole) == 0:
             return
-        yield audio.windows(whole if factor is None else whole * factor, length)
+        whole = whole if factor is None else whole * factor
+        yield audio.windows(whole, length) if padded else whole.unsqueeze(0)
         return
     starts = audio.window_starts(n, length)
     here, held, start = 0, torch.zeros(0), next(starts)

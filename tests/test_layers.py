@@ -16,12 +16,14 @@ LAYERS = {
     2: "options generation restoration inversion pictures noise health diagnostics datasets",
     3: "model resynthesis toys",
     4: "state evaluation trackers tuning",
-    5: "checkpoint detection report",
-    6: "training preparation scoring",
+    5: "checkpoint report",
+    6: "training preparation",
     7: "workflow assessment normals",
-    8: "anomalies experiments recipe",
-    9: "cli",
-    10: "__main__",
+    8: "detection experiments",
+    9: "scoring anomalies",
+    10: "recipe",
+    11: "cli",
+    12: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, these come first: audio.py and weights.py read and write through them.

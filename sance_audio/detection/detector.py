@@ -1,0 +1,337 @@
+"""`EnergyDetector`: what is odd among recordings, how sure, at what second, in what band.
+
+`rows` describes clips, `scorer` scores windows, `conformal` turns scores into p-values that hold,
+`maps` says where. Fitting takes normal recordings only.
+"""
+
+from __future__ import annotations
+
+__all__ = ["EnergyDetector"]
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from torch import Tensor
+
+from sance_audio.detection import storage
+from sance_audio.detection.conformal import Calibration, gamma_threshold, needed
+from sance_audio.detection.contrast import PRESETS
+from sance_audio.detection.inputs import clips_of, groups_of, rate_of
+from sance_audio.detection.rows import Clips, Describer, Row, whole
+from sance_audio.detection.scorer import Scorer
+from sance_audio.detection.sums import Sums
+from sance_audio.model import AudioEBM
+from sance_audio.streams import Sound, count_windows
+
+SHARE = 0.4
+"""Of the recordings that calibrate, at least."""
+FEWEST = 2
+"""Recordings that are left to fit, at least."""
+
+Array = np.ndarray
+
+
+class EnergyDetector(OutlierMixin, BaseEstimator):
+    """A scikit-learn outlier detector of recordings; needs normal ones only.
+
+    Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips,
+    `predict` gives +1 (normal) or -1. `anomaly_score` is higher for odd ones. A clip is a path, an
+    array `(N,)` at the detector's rate, or a pair (array, sample rate in Hz); other rates are
+    resampled, longer clips than ten seconds are cut into windows, shorter ones stay as they are.
+
+    Arguments:
+        model: A trained `AudioEBM`, whose energy statistics are then part of the score; pass
+            normals that it was not trained on. None: the detector learns its energies from the
+            normals alone.
+        score: "typicality" (of all that is known of a clip) or "energy" (the bare energy: a poor
+            detector, since low is not the same as normal; without a model one is trained).
+        preset: "smoke", "cpu" or "gpu": how long energies are learnt.
+        seed: Of the splits, and of what is learnt.
+        alpha: False-alarm rate of `predict`.
+        learnt: Use networks; False scores by reference statistics alone.
+        calibration: Share of the recordings kept for calibration; those touch no fit. None: 40 %,
+            or more where `alpha` needs them. 0: none, all are fitted; then there are no p-values,
+            and `predict` takes `gamma_threshold`.
+        aggregate: "mean" or "max" of a recording's windows.
+        sample_rate: Of plain arrays, and of the analysis. None: the model's; without one that of
+            most normals, at most 16 kHz.
+
+    Attributes:
+        offset_: `decision_function` is `score_samples` less this.
+        normal_scores_: Scores of the recordings that were fitted, each under what did not see it.
+        calibration_: The scores that calibrate; None without.
+        model_: The model in use, or None.
+        sample_rate_: In Hz.
+    """
+
+    def __init__(
+        self,
+        model: AudioEBM | None = None,
+        *,
+        score: str = "typicality",
+        preset: str = "cpu",
+        seed: int = 0,
+        alpha: float = 0.05,
+        learnt: bool = True,
+        calibration: float | None = None,
+        aggregate: str = "mean",
+        sample_rate: int | None = None,
+    ):
+        self.model = model
+        self.score = score
+        self.preset = preset
+        self.seed = seed
+        self.alpha = alpha
+        self.learnt = learnt
+        self.calibration = calibration
+        self.aggregate = aggregate
+        self.sample_rate = sample_rate
+
+    @property
+    def clips_needed(self) -> int:
+        """Recordings that `fit` needs at least, to calibrate `alpha`."""
+        fewest = needed(self.alpha)
+        if self.calibration:
+            fewest = int(np.ceil(fewest / self.calibration - 1e-9))
+        return max(FEWEST + 1, fewest + (0 if self.calibration else FEWEST))
+
+    def fit(self, X: Clips, y: Any = None, *, groups: Any = None) -> EnergyDetector:
+        """Fit on normal clips.
+
+        Arguments:
+            X: Clips.
+            y: Ignored, as scikit-learn does.
+            groups: `(B,)`: the recording, machine or session that each clip is of; clips of one
+                stay together, on one side of every split. Each clip its own when None.
+
+        Raises:
+            ValueError: an impossible parameter; too few recordings to calibrate at `alpha`;
+                normals that are all alike.
+            AudioError: a clip that cannot be read.
+        """
+        self._check_parameters()
+        X = clips_of(X)
+        if self.model is None:
+            X = list(X)
+        self.sample_rate_ = rate_of(X, self.model, self.sample_rate)
+        self.model_ = self.model
+        self._describer = Describer(self.sample_rate_, self.model, self.learnt)
+        rows = [row for some in self._describer.rows(self.windows(X)) for row in some]
+        if not rows:
+            raise ValueError("no clips were given: 0 samples, at least 1 is required")
+        count = rows[-1].clip + 1
+        of_clip = groups_of(groups, count)
+        held = self._held_out(of_clip)
+        inside = [row for row in rows if not held[row.clip]]
+        if self.score == "energy" and self.model is None:
+            self._train([clip for clip, out in zip(X, held, strict=True) if not out])
+            rows = [row for some in self._describer.rows(self.windows(X)) for row in some]
+            inside = [row for row in rows if not held[row.clip]]
+        config = PRESETS[self.preset] if self.learnt and self.score == "typicality" else None
+        self._scorer = Scorer.fit(inside, of_clip[[r.clip for r in inside]], self.seed, config)
+        self._calibrate(rows, inside, of_clip, held)
+        self.model_digest_: str | None = storage.digest_of(self.model_)
+        if isinstance(X, np.ndarray) and X.ndim == 2:
+            self.n_features_in_ = X.shape[1]
+        return self
+
+    def anomaly_score(self, X: Clips) -> Array:
+        """`(B,)`: higher is odder."""
+        return self.assess(X)["anomaly_score"]
+
+    def score_samples(self, X: Clips) -> Array:
+        """`(B,)`: the anomaly score with its sign turned; higher is more normal."""
+        return -self.anomaly_score(X)
+
+    def decision_function(self, X: Clips) -> Array:
+        """`(B,)`: `score_samples - offset_`; negative where `predict` says -1."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Clips) -> Array:
+        """`(B,)`: +1 for normal, -1 for odd, at false-alarm rate `alpha`."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_value(self, X: Clips) -> Array:
+        """`(B,)`: conformal p-values, between 1 / (n + 1) and 1; small is odd.
+
+        Raises:
+            ValueError: a detector without calibration.
+        """
+        self._calibrated()
+        return self.assess(X)["p_value"]
+
+    def threshold(self, alpha: float | None = None) -> float:
+        """The anomaly score above which a clip is odd, at a false-alarm rate (`self.alpha` when
+        None).
+
+        Raises:
+            ValueError: alpha below 1 / (n + 1), n recordings calibrating; no calibration.
+        """
+        return self._calibrated().threshold(self.alpha if alpha is None else alpha)
+
+    def gamma_threshold(self, quantile: float = 0.9) -> float:
+        """A quantile of the gamma distribution of the normals' cross-fitted scores, as the DCASE
+        baselines have it.
+
+        Raises:
+            ValueError: a quantile outside (0, 1).
+        """
+        self._fitted()
+        return gamma_threshold(self.normal_scores_, quantile)
+
+    def assess(self, X: Clips) -> dict[str, Array]:
+        """From one pass: `energy` (nats, NaN without a model), `anomaly_score`, and `p_value`
+        (NaN without calibration), each `(B,)`.
+        """
+        self._fitted()
+        return self.assess_windows(self.windows(clips_of(X)))
+
+    def windows(self, X: Clips) -> Iterator[Iterator[Tensor]]:
+        """Of each clip, its windows: parts `(<= PART, N)`, made when asked for, so that no clip is
+        in memory longer than it is needed.
+        """
+        return self._describer.windows(X)
+
+    @property
+    def shortest(self) -> int:
+        """Samples below which a clip is padded: a window of the model, or of the transform."""
+        model, own = self._describer.model, self._describer.descriptors
+        return model.window if model is not None else own.n_fft
+
+    def count_windows(self, samples: int) -> int:
+        """How many windows a recording of so many samples is cut into."""
+        return count_windows(samples, self._describer.length)
+
+    def listen(self, path: str | Path) -> Sound:
+        """A file, decoded once: what was found, and its windows when asked for.
+
+        Raises:
+            AudioError: a file that cannot be decoded.
+        """
+        self._fitted()
+        return self._describer.listen(path)
+
+    def assess_windows(
+        self, clips: Iterable[Iterable[Tensor]], classes: bool = False
+    ) -> dict[str, Array]:
+        """As `assess`, from what `windows` gives; with `classes` also `class_log_p`, log p(y | x)
+        summed over the model's windows, `(B, classes)`.
+        """
+        self._fitted()
+        found = Sums(self.aggregate)
+        for rows in self._describer.rows(clips, classes):
+            found.add(rows, self._scores(rows))
+        marks = found.marks()
+        score, known = marks["anomaly_score"], self.calibration_
+        marks["p_value"] = known.p_value(score) if known else np.full(len(score), np.nan)
+        if not classes:
+            marks.pop("class_log_p")
+        return marks
+
+    def _scores(self, rows: list[Row]) -> Array:
+        if self.score == "energy":
+            return np.array([row.energy for row in rows])
+        return self._scorer(rows)
+
+    def _held_out(self, groups: Array) -> Array:
+        """Which clips calibrate, `(n,)`."""
+        names = np.unique(groups)
+        count, fewest = len(names), needed(self.alpha)
+        if self.calibration == 0:
+            number, fewest = 0, 0
+        elif self.calibration is None:
+            number = max(fewest, round(SHARE * count))
+        else:
+            number = round(self.calibration * count)
+        if number < fewest or count - number < FEWEST:
+            raise ValueError(
+                f"{count} recordings (n_samples={len(groups)}) are too few: alpha={self.alpha} "
+                f"needs {fewest} that calibrate and {FEWEST} or more to fit, found "
+                f"{min(number, count)} and {max(0, count - number)}; pass {self.clips_needed} or "
+                f"more recordings, raise alpha, or give calibration=0 for scores without p-values"
+            )
+        order = np.random.default_rng(self.seed).permutation(count)
+        return np.isin(groups, names[order[:number]])
+
+    def _calibrate(self, rows: list[Row], inside: list[Row], groups: Array, held: Array) -> None:
+        energies = self.score == "energy"
+        own = np.array([r.energy for r in inside]) if energies else self._scorer.normal
+        fitted = Sums(self.aggregate)
+        fitted.add(inside, own)
+        self.normal_scores_ = fitted.marks()["anomaly_score"]
+        self.calibration_: Calibration | None = None
+        outside = [row for row in rows if held[row.clip]]
+        if outside:
+            sums = Sums(self.aggregate)
+            for start in range(0, len(outside), 256):
+                part = outside[start : start + 256]
+                sums.add(part, self._scores(part))
+            scores = sums.marks()["anomaly_score"]
+            self.calibration_ = Calibration.of(scores, groups[np.flatnonzero(held)])
+            self.offset_ = -self.calibration_.threshold(self.alpha)
+        else:
+            self.offset_ = -gamma_threshold(self.normal_scores_)
+
+    def _train(self, clips: list[Any]) -> None:
+        """Train a model on normals, and describe with it from now on."""
+        from sance_audio.normals import train_on_normals
+
+        waves = [whole(clip, self.sample_rate_) for clip in clips]
+        self.model_ = train_on_normals(
+            waves, self.sample_rate_, preset=self.preset, seed=self.seed
+        )
+        self._describer = Describer(self.sample_rate_, self.model_, self.learnt)
+
+    def _check_parameters(self) -> None:
+        for name, allowed in (
+            ("score", ("typicality", "energy")),
+            ("preset", tuple(PRESETS)),
+            ("aggregate", ("mean", "max")),
+        ):
+            if getattr(self, name) not in allowed:
+                choice = " or ".join(map(repr, allowed))
+                raise ValueError(f"{name} must be {choice}, found {getattr(self, name)!r}")
+        if self.calibration is not None and not 0 <= self.calibration < 1:
+            raise ValueError(f"calibration is a share between 0 and 1, found {self.calibration}")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {self.alpha}")
+
+    def _fitted(self) -> None:
+        from sklearn.exceptions import NotFittedError
+
+        if not hasattr(self, "offset_"):
+            raise NotFittedError(
+                "this EnergyDetector has not been fitted; call fit with normal clips"
+            )
+
+    def _calibrated(self) -> Calibration:
+        self._fitted()
+        if self.calibration_ is None:
+            raise ValueError(
+                "this detector was fitted with calibration=0, on all normals: it has no p-values; "
+                "fit it with a share of them that calibrate"
+            )
+        return self.calibration_
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `detector.safetensors` into a run folder, beside the model's weights; those too
+        where `fit` trained the model.
+        """
+        self._fitted()
+        return storage.save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls, run: str | Path, device: str | torch.device = "cpu"
+    ) -> EnergyDetector:
+        """Load the detector of a run folder, with its model.
+
+        Raises:
+            WeightsError: no such folder, no detector in it, a damaged one, one of another version,
+                or one that was calibrated with another model than the folder's.
+        """
+        return storage.load(cls, run, device)

@@ -1,0 +1,87 @@
+"""A detector in one safetensors file; no pickle."""
+
+from __future__ import annotations
+
+__all__ = ["digest_of", "load", "save"]
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sance_audio.detection.conformal import Calibration
+from sance_audio.detection.rows import Describer
+from sance_audio.detection.scorer import Scorer
+from sance_audio.model import AudioEBM
+from sance_audio.weights import WeightsError, digest, load_weights, locate, save_weights
+
+WEIGHTS = "detector.safetensors"
+VERSION = 2
+"""Of what the file holds; those before 2 had another score."""
+
+
+def save(detector: Any, folder: Path) -> Path:
+    """Write `detector.safetensors`, and the model's weights where `fit` trained it."""
+    settings = {k: v for k, v in detector.get_params(deep=False).items() if k != "model"}
+    own_model = detector.model is None and detector.model_ is not None
+    if own_model:
+        detector.model_.save_pretrained(folder)
+    about = {
+        "version": VERSION,
+        "detector": settings,
+        "offset": detector.offset_,
+        "sample_rate": detector.sample_rate_,
+        "model": detector.model_digest_,
+        "own_model": own_model,
+    }
+    tensors = {f"scorer.{k}": v for k, v in detector._scorer.tensors().items()}
+    tensors["normal_scores"] = torch.from_numpy(detector.normal_scores_)
+    if detector.calibration_ is not None:
+        tensors["calibration.scores"] = torch.from_numpy(detector.calibration_.scores)
+        tensors["calibration.weights"] = torch.from_numpy(detector.calibration_.weights)
+    return save_weights(folder / WEIGHTS, "detector", about, tensors)
+
+
+def load(cls: Any, run: str | Path, device: str | torch.device) -> Any:
+    """A detector, with its model."""
+    file = locate(run, WEIGHTS)
+    about, tensors = load_weights(file, "detector")
+    if about.get("version") != VERSION:
+        raise WeightsError(
+            f"{file}: a detector of version {about.get('version', 1)}, this one reads {VERSION}: "
+            f"fit it again, or use the version of sance_audio that wrote it"
+        )
+    model = None
+    if about.get("model") is not None:
+        model = AudioEBM.from_pretrained(run, device)
+    try:
+        detector = cls(None if about["own_model"] else model, **about["detector"])
+        detector.model_, detector.model_digest_ = model, about["model"]
+        detector.offset_ = float(about["offset"])
+        detector.sample_rate_ = int(about["sample_rate"])
+        scorer = {k.removeprefix("scorer."): v for k, v in tensors.items() if k[:7] == "scorer."}
+        detector._scorer = Scorer.restore(scorer)
+        detector.normal_scores_ = tensors["normal_scores"].numpy()
+        scores, weights = (tensors.get(f"calibration.{k}") for k in ("scores", "weights"))
+        detector.calibration_ = (
+            None
+            if scores is None or weights is None
+            else Calibration(scores.numpy(), weights.numpy())
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{file}: settings do not match this version ({error})") from error
+    detector._describer = Describer(detector.sample_rate_, model, detector.learnt)
+    if about["model"] != digest_of(model):
+        raise WeightsError(
+            f"{file}: was calibrated with another model than the one beside it; put that model "
+            f"back, or fit a detector to this one"
+        )
+    return detector
+
+
+def digest_of(model: AudioEBM | None) -> str | None:
+    """What tells a model from any other: all its weights and settings."""
+    if model is None:
+        return None
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("inverter.")}
+    return digest(model.settings, own)

@@ -25,8 +25,8 @@ from sance_audio.decoding import opened, refuse_broken, shown
 HELD = 60.0
 """Seconds up to which a recording is held in memory."""
 
-PART = 64
-"""Windows handed on together, at most."""
+PART, SAMPLES = 64, 2**20
+"""Windows handed on together, at most, and samples in them (but for a single window)."""
 
 SILENCE_DBFS = -80.0
 """Level below which a recording counts as silent, and, relative to a constant offset, what is
@@ -158,6 +158,7 @@ def _cut(
         yield audio.windows(whole, length) if padded else whole.unsqueeze(0)
         return
     starts = audio.window_starts(n, length)
+    together = max(1, min(PART, SAMPLES // length))
     here, held, start = 0, torch.zeros(0), next(starts)
     ready: list[Tensor] = []
     for block in blocks:
@@ -165,7 +166,7 @@ def _cut(
         while start >= 0 and start + length <= here + len(held):
             ready.append(held[start - here : start - here + length])
             start = next(starts, -1)
-            if len(ready) == PART:
+            if len(ready) == together:
                 yield torch.stack(ready)
                 ready = []
         gone = len(held) if start < 0 else min(start - here, len(held))

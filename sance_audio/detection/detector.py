@@ -115,6 +115,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """
         self._check_parameters()
         X = clips_of(X)
+        if isinstance(X, np.ndarray) and X.ndim == 2:
+            self.n_features_in_ = X.shape[1]
         if self.model is None:
             X = list(X)
         self.sample_rate_ = rate_of(X, self.model, self.sample_rate)
@@ -135,8 +137,6 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self._scorer = Scorer.fit(inside, of_clip[[r.clip for r in inside]], self.seed, config)
         self._calibrate(rows, inside, of_clip, held)
         self.model_digest_: str | None = storage.digest_of(self.model_)
-        if isinstance(X, np.ndarray) and X.ndim == 2:
-            self.n_features_in_ = X.shape[1]
         return self
 
     def anomaly_score(self, X: Clips) -> Array:

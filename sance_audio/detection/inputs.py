@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sance_audio import audio
 from sance_audio.detection.rows import Clips, is_pair
@@ -28,6 +29,8 @@ def clips_of(X: Any) -> Clips:
         raise TypeError("sparse input is not supported: pass waveforms as dense arrays")
     if isinstance(X, (str, Path)):
         raise TypeError(f"expected several clips, found the path {X}: pass a list of paths")
+    if hasattr(X, "__array__") and not isinstance(X, (np.ndarray, Tensor)):  # a data frame, say
+        X = np.asarray(X)
     if isinstance(X, np.ndarray):
         if np.iscomplexobj(X):
             raise ValueError("Complex data not supported: waveforms are real")
@@ -36,8 +39,11 @@ def clips_of(X: Any) -> Clips:
                 f"expected clips (B, N) or a list of them, found one array {X.shape}. Reshape "
                 f"your data: one clip is (1, N)"
             )
-        if X.ndim == 2 and X.shape[1] == 0:
-            raise ValueError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
+        if X.ndim == 2 and X.shape[1] < 2:
+            raise ValueError(
+                f"{X.shape[1]} feature(s) (shape={X.shape}) while a minimum of 2 is required: a "
+                f"clip of a single sample is no sound (n_features={X.shape[1]})"
+            )
     return X
 
 

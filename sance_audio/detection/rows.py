@@ -28,8 +28,10 @@ WINDOW = 10.0
 PEAK = 0.5
 LOWEST_RATE = 8_000
 """Hz; recordings of lower rates are described at it."""
-TOGETHER = 64
-"""Windows described together, at least, where there are so many."""
+TOGETHER, SAMPLES = 64, 2**20
+"""Windows, or samples in them, from which on windows are described together."""
+BATCH = 256
+"""Windows that go through the model together, at most."""
 GROUPS = 8
 """Of bands, and of frames, whose residual energies are told apart."""
 
@@ -98,7 +100,8 @@ class Describer:
         for i, clip in enumerate(clips):
             for part in clip:
                 waiting += [(i, window) for window in part]
-                if len(waiting) >= TOGETHER:
+                held = sum(len(window) for _, window in waiting)
+                if len(waiting) >= TOGETHER or held >= SAMPLES:
                     yield self._described(waiting, classes)
                     waiting = []
         if waiting:
@@ -120,11 +123,14 @@ class Describer:
         self, model: AudioEBM, rows: list[Row], waves: list[Tensor], classes: bool
     ) -> None:
         cut = [audio.windows(wave, model.window) for wave in waves]
-        x = model.log_mels(torch.cat(cut))
         counts = [len(part) for part in cut]
-        energy, s = (t.double().cpu() for t in statistics(model, x, self.learnt))
-        log_p = model.classify(x).double().cpu() if classes else s[:, :0]
-        parts = zip(rows, energy.split(counts), s.split(counts), log_p.split(counts), strict=True)
+        found: list[tuple[Tensor, ...]] = []
+        for some in torch.cat(cut).split(BATCH):
+            x = model.log_mels(some)
+            energy, s = statistics(model, x, self.learnt)
+            found.append((energy, s, model.classify(x) if classes else s[:, :0]))
+        columns = (torch.cat(column).double().cpu() for column in zip(*found, strict=True))
+        parts = zip(rows, *(column.split(counts) for column in columns), strict=True)
         for row, e, own, p in parts:
             row.energy, row.windows, row.log_p = float(e.mean()), len(e), p.sum(0).numpy()
             mean = own.mean(0)
@@ -180,7 +186,7 @@ def waveform(clip: Any, sample_rate: int) -> Tensor:
     rate = sample_rate
     if is_pair(clip):
         clip, rate = clip[0], int(clip[1])
-    wave = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
+    wave = torch.from_numpy(np.array(np.asarray(clip), np.float32))
     if wave.ndim != 1 or len(wave) == 0:
         raise ValueError(f"a clip is a waveform (N,) with N >= 1, found shape {tuple(wave.shape)}")
     if not bool(torch.isfinite(wave).all()):

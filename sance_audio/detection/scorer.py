@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sance_audio.chunks import threads_of
 from sance_audio.detection.contrast import Contrast, ContrastConfig
+from sance_audio.detection.descriptors import VECTORS
 from sance_audio.detection.rows import Row, gathered
 from sance_audio.detection.typicality import CONSTANT, FOLDS, Typicality, folds_of
 
@@ -59,7 +60,7 @@ class Scorer:
             ValueError: normals that are all alike.
         """
         found = gathered(rows)
-        if all((v.std(0) < CONSTANT).all() for v in found.values()):
+        if all((found[name].std(0) < CONSTANT).all() for name in VECTORS):
             raise ValueError(
                 f"the {len(rows)} normal clips are all alike: there is no telling what else is "
                 f"normal; pass different recordings"
@@ -67,7 +68,7 @@ class Scorer:
         rng = np.random.default_rng(seed)
         folds, total = folds_of(groups, FOLDS, rng), np.zeros(len(rows))
         vectors: dict[str, Typicality] = {}
-        for name, v in found.items():
+        for name, v in sorted(found.items()):
             vectors[name], own = Typicality.fit(v, folds)
             total += own.sum(1)
         networks = []
@@ -108,14 +109,15 @@ class Scorer:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         def typicality(prefix: str) -> Typicality:
-            return Typicality.restore({k: v.numpy() for k, v in below(prefix).items()})
+            arrays = {k: v.numpy().copy() for k, v in below(prefix).items()}
+            return Typicality.restore(arrays)  # copies are aligned, as what was fitted is
 
         names = dict.fromkeys(k.split(".")[1] for k in tensors if k.startswith("vector."))
         numbers = sorted({int(k.split(".")[1]) for k in tensors if k.startswith("view.")})
         networks = [
             (Contrast.restore(below(f"network.{i}.")), typicality(f"view.{i}.")) for i in numbers
         ]
-        vectors = {name: typicality(f"vector.{name}.") for name in names}
+        vectors = {name: typicality(f"vector.{name}.") for name in sorted(names)}
         return cls(vectors, networks, tensors["normal"].numpy())
 
 

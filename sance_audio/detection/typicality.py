@@ -25,8 +25,8 @@ import numpy as np
 
 FOLDS = 8
 NEAREST = 2
-CONSTANT = 1e-6
-"""Deviation below which a statistic says nothing."""
+CONSTANT = 1e-4
+"""Deviation below which a statistic says nothing: rounding has as much."""
 KEPT = 4000
 """Normals that distances are taken to, at most, of each fold."""
 
@@ -66,7 +66,7 @@ def fold(v: Array, rng: np.random.Generator) -> Fold:
         LedoitWolf(assume_centered=True).fit(z).precision_ if len(z) > 1 else np.eye(len(mean))
     )
     kept = z if len(z) <= KEPT else z[np.sort(rng.permutation(len(z))[:KEPT])]
-    return Fold(mean, scale, precision, kept)
+    return Fold(mean, scale, np.ascontiguousarray(precision), np.ascontiguousarray(kept))
 
 
 class Typicality:

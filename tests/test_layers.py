@@ -20,7 +20,7 @@ LAYERS = {
     6: "training preparation",
     7: "workflow assessment normals",
     8: "detection experiments",
-    9: "scoring anomalies",
+    9: "scoring anomalies scored_page",
     10: "recipe",
     11: "cli",
     12: "__main__",

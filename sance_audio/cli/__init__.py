@@ -1,5 +1,5 @@
-"""The command line: `sance-audio train | generate | restore | invert | score | evaluate | page |
-info`.
+"""The command line: `sance-audio train | generate | restore | invert | detect | score | evaluate |
+page | info`.
 
 A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a
 traceback.
@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from sance_audio.cli.runs import Evaluate, Info, Page, evaluate, info, page, train
-from sance_audio.cli.scores import Score, score
+from sance_audio.cli.scores import Detect, Score, detect, score
 from sance_audio.cli.sounds import Generate, Invert, Restore, generate, invert, restore
 from sance_audio.recipe import one_line_errors
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Any, Any]] = {
     "generate": (Generate, generate),
     "restore": (Restore, restore),
     "invert": (Invert, invert),
+    "detect": (Detect, detect),
     "score": (Score, score),
     "evaluate": (Evaluate, evaluate),
     "page": (Page, page),

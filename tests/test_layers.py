@@ -21,7 +21,7 @@ LAYERS = {
     7: "workflow assessment normals",
     8: "detection experiments",
     9: "scoring anomalies scored_page",
-    10: "recipe",
+    10: "recipe screening",
     11: "cli",
     12: "__main__",
 }

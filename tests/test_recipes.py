@@ -1,8 +1,10 @@
 """Every recipe, found by itself, on its smoke preset, over a few clips laid out as its corpus "
 "is."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,8 @@ import soundfile
 import torch
 from conftest import ROOT, real_data
 
-from sance_audio.datasets import drums, fsdd
+from sance_audio import cli
+from sance_audio.datasets import drums, fsdd, machines
 from sance_audio.files import read_jsonl
 from sance_audio.model import AudioEBM
 from sance_audio.recipe import load_recipe
@@ -23,6 +26,8 @@ RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.p
 TOYS = {"toy2d", "noise_interval"}
 """Recipes without a corpus of clips: each has a smoke test of its own, in test_toys.py or
 test_NAME.py."""
+SCREENING = {"synth_machine", "esc50"}
+"""Recipes that judge clips and train no generative model."""
 
 
 def fsdd_tree(root: Path) -> Path:
@@ -54,10 +59,26 @@ def folder_tree(root: Path) -> Path:
     return root
 
 
-TREES = {"fsdd": fsdd_tree, "folder": folder_tree}
+def esc50_tree(root: Path) -> Path:
+    """Five folds of three clips of tones and noises, each cut from a source of its own."""
+    (root / "audio").mkdir(parents=True)
+    (root / "meta").mkdir()
+    rng, t = np.random.default_rng(0), np.arange(11025) / 44100
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for i in range(30):
+        fold, target = 1 + i // 6, i % 2
+        name = f"{fold}-{i}-A-{target}.wav"
+        wave = np.sin(2 * np.pi * rng.uniform(300, 3000) * t) if target else 0
+        soundfile.write(root / "audio" / name, 0.1 * wave + 0.02 * rng.normal(size=len(t)), 44100)
+        lines.append(f"{name},{fold},{target},{('noise', 'tone')[target]},True,{i},A")
+    (root / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
+    return root
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - TOYS))
+TREES = {"fsdd": fsdd_tree, "folder": folder_tree, "esc50": esc50_tree}
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - TOYS - SCREENING))
 def test_smoke(name, tmp_path, capsys):
     recipe = load_recipe(name)
     options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run")
@@ -81,6 +102,88 @@ def test_smoke(name, tmp_path, capsys):
     assert again["evaluation"]["table"] == table
     with pytest.raises(ValueError, match="other settings"):
         recipe.main(replace(options, train=replace(options.train, rate=0.5)))
+
+
+@pytest.mark.parametrize("name", sorted(SCREENING))
+def test_smoke_of_a_recipe_that_judges(name, tmp_path, capsys):
+    recipe = load_recipe(name)
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run")
+    if name in TREES:
+        options = replace(options, data=TREES[name](tmp_path / "data"))
+    recipe.main(options)
+    printed = capsys.readouterr().out
+    page = (options.run / "index.html").read_text()
+    assert str((options.run / "index.html").resolve()) in printed
+    results = json.loads((options.run / "results.json").read_text())
+    assert finite(results)
+    gain = results["ours_less_reference"]
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert results["findings"][0] in printed
+    addresses = re.findall(r'src="(samples/[^"]*)"', page)
+    assert len(addresses) >= 10
+    assert all((options.run / address).is_file() for address in addresses)
+    before = {path: path.read_bytes() for path in options.run.rglob("*.*")}
+    recipe.main(options)  # the same command again: everything stands, nothing is fitted twice
+    assert capsys.readouterr().out.count("finished before") == len(
+        list(options.run.rglob("judged.json"))
+    )
+    assert {path: path.read_bytes() for path in options.run.rglob("*.*")} == before
+    one = max(options.run.rglob("judged.json"))
+    kept = one.read_bytes()
+    one.unlink()  # as if stopped before the last
+    recipe.main(options)
+    again = json.loads(one.read_bytes())
+    assert again | {"seconds": 0} == json.loads(kept) | {"seconds": 0}
+    with pytest.raises(ValueError, match="other settings"):
+        recipe.main(replace(options, seed=1))
+
+
+def test_machines_are_judged_by_fault_and_score_their_own(tmp_path):
+    recipe = load_recipe("synth_machine")
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run")
+    task = recipe.task("fan", options)
+    assert not set(task.groups) & set(task.test_groups)
+    other = recipe.task("fan", replace(options, seed=1))
+    assert not {*task.groups, *task.test_groups} & {*other.groups, *other.test_groups}
+    about = {"alpha": options.alpha, "show": 0, "save": True}
+    judged = recipe.judge(task, options, recipe.sound, **about)
+    results = recipe.of_machine(judged, options.alpha)
+    assert tuple(results["faults"]) == machines.FAULTS["fan"]
+    assert 0 <= results["false_alarms"] <= 1
+    wave, rate = recipe.sound(task.test[0])
+    soundfile.write(tmp_path / "a.wav", wave, rate, subtype="FLOAT")
+    out = tmp_path / "scores.csv"
+    cli.main(["score", str(options.run / "fan"), str(tmp_path / "a.wav"), "--out", str(out)])
+    header, row = csv.reader(out.read_text().splitlines())
+    score = float(row[header.index("anomaly_score")])
+    assert score == pytest.approx(judged["scores"]["ours"][0], rel=1e-3)
+    assert row[header.index("energy")] == "", "there is no model"
+
+
+def test_esc50_folds_are_kept_apart_and_mistakes_are_said(tmp_path):
+    recipe = load_recipe("esc50")
+    clips = recipe.esc50.listing(esc50_tree(tmp_path / "data"))
+    task = recipe.task(clips, "tone", 2)
+    assert (len(task.train), len(task.test)) == (12, 6)
+    assert not set(task.groups) & set(task.test_groups)
+    assert sorted(task.sorts) == ["", "", "", "noise", "noise", "noise"]
+    with pytest.raises(ValueError, match="--task classify: there is no such task; there is anom"):
+        replace(recipe.PRESETS["smoke"], task="classify")
+    with pytest.raises(ValueError, match="--folds are some of 1 2 3 4 5"):
+        replace(recipe.PRESETS["smoke"], folds=(6,))
+
+
+def test_another_corpus_than_a_run_s_own_is_refused(tmp_path):
+    recipe = load_recipe("esc50")
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run", data=tmp_path / "data")
+    esc50_tree(options.data)
+    recipe.main(options)
+    meta = options.data / "meta" / "esc50.csv"
+    meta.write_text(
+        "\n".join(meta.read_text().splitlines()[:1] + meta.read_text().splitlines()[2:])
+    )
+    with pytest.raises(ValueError, match="other clips were judged"):
+        recipe.main(options)
 
 
 def test_smoke_on_the_real_digits(tmp_path):

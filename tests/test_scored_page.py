@@ -253,3 +253,14 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys):
     assert "a folder stands there" in fails(capsys, *score, tmp_path / "x.html")
     assert "--show must be" in fails(capsys, *score, tmp_path / "page.html", "--show", 0)
     assert not (tmp_path / "scores.csv").exists(), "before any work is done"
+
+
+def test_a_run_with_a_model_has_a_page_too(finished_run, folders, tmp_path):
+    _, sounds = folders
+    soundfile.write(sounds / "long.wav", noise(25), RATE)
+    out, page = tmp_path / "scores.csv", tmp_path / "page.html"
+    arguments = ["score", finished_run, sounds, "--out", out, "--page", page, "--show", 1]
+    cli.main([str(a) for a in arguments])
+    found = Page(page.read_text(encoding="utf-8"))
+    assert len(found.sources("audio")) == 2
+    assert "resampled from 8000 Hz" in found.text

@@ -94,6 +94,9 @@ def test_ranking_cards_and_threshold(detector, scored, tmp_path):
     assert "0.10 to 0.30 s, 500 to 1500 Hz" in page.text
     assert "calibrated on 5 recordings" in page.text
     assert "What was done." in page.text
+    assert "Outlined in cyan" in page.text
+    bare = scored_page.section(detector, scored, embedded, show=1, regions=lambda *_: ())
+    assert "Outlined" not in page_of(tmp_path, bare).text
 
 
 def test_players_hold_what_was_scored(detector, scored):

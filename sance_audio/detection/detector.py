@@ -21,9 +21,11 @@ from sance_audio.detection import storage
 from sance_audio.detection.conformal import Calibration, gamma_threshold, needed
 from sance_audio.detection.contrast import PRESETS
 from sance_audio.detection.inputs import clips_of, groups_of, rate_of
+from sance_audio.detection.maps import LocalScorer, config_of
 from sance_audio.detection.rows import Clips, Describer, Row, whole
 from sance_audio.detection.scorer import Scorer
 from sance_audio.detection.sums import Sums
+from sance_audio.detection.where import Where
 from sance_audio.model import AudioEBM
 from sance_audio.streams import Sound, count_windows
 
@@ -35,7 +37,7 @@ FEWEST = 2
 Array = np.ndarray
 
 
-class EnergyDetector(OutlierMixin, BaseEstimator):
+class EnergyDetector(Where, OutlierMixin, BaseEstimator):
     """A scikit-learn outlier detector of recordings; needs normal ones only.
 
     Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips,
@@ -265,6 +267,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.normal_scores_ = fitted.marks()["anomaly_score"]
         self.calibration_: Calibration | None = None
         outside = [row for row in rows if held[row.clip]]
+        maps = config_of(self.preset if self.learnt else None)
+        self._local = LocalScorer.fitted(inside, outside, groups, maps, self.seed)
         if outside:
             sums = Sums(self.aggregate)
             for start in range(0, len(outside), 256):

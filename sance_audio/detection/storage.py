@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sance_audio.detection.conformal import Calibration
+from sance_audio.detection.maps import LocalScorer
 from sance_audio.detection.rows import Describer
 from sance_audio.detection.scorer import Scorer
 from sance_audio.model import AudioEBM
@@ -35,6 +36,7 @@ def save(detector: Any, folder: Path) -> Path:
         "own_model": own_model,
     }
     tensors = {f"scorer.{k}": v for k, v in detector._scorer.tensors().items()}
+    tensors |= {f"local.{k}": v for k, v in detector._local.tensors().items()}
     tensors["normal_scores"] = torch.from_numpy(detector.normal_scores_)
     if detector.calibration_ is not None:
         tensors["calibration.scores"] = torch.from_numpy(detector.calibration_.scores)
@@ -61,6 +63,8 @@ def load(cls: Any, run: str | Path, device: str | torch.device) -> Any:
         detector.sample_rate_ = int(about["sample_rate"])
         scorer = {k.removeprefix("scorer."): v for k, v in tensors.items() if k[:7] == "scorer."}
         detector._scorer = Scorer.restore(scorer)
+        local = {k.removeprefix("local."): v for k, v in tensors.items() if k[:6] == "local."}
+        detector._local = LocalScorer.restore(local)
         detector.normal_scores_ = tensors["normal_scores"].numpy()
         scores, weights = (tensors.get(f"calibration.{k}") for k in ("scores", "weights"))
         detector.calibration_ = (

@@ -25,7 +25,7 @@ from sance_audio.decoding import opened, refuse_broken, shown
 HELD = 60.0
 """Seconds up to which a recording is held in memory."""
 
-PART, SAMPLES = 64, 2**20
+PART, SAMPLES = 64, 2**19
 """Windows handed on together, at most, and samples in them (but for a single window)."""
 
 SILENCE_DBFS = -80.0
@@ -95,7 +95,7 @@ def listen(
     def parts() -> Iterator[Tensor]:
         found = 0
         for part in _cut(blocks if held else _again(path, sample_rate), n, length, factor, padded):
-            found += len(part)
+            found += len(part) if padded or part.shape[1] == min(n, length) else 0
             yield part
         if found < count_windows(n, length):
             raise audio.AudioError(f"{shown(path)}: the file changed while it was read")

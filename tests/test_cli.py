@@ -93,7 +93,7 @@ def test_score_writes_one_row_a_file_and_goes_on_past_bad_ones(finished_run, tmp
     soundfile.write(folder / "one.wav", np.array([0.5]), RATE)
     soundfile.write(folder / "stereo.wav", np.stack([noise, noise], 1), RATE)
     soundfile.write(folder / "rate.flac", 0.1 * g.standard_normal(22050), 44100)
-    soundfile.write(folder / "long.wav", 0.1 * g.standard_normal(3 * RATE), RATE)
+    soundfile.write(folder / "long.wav", 0.1 * g.standard_normal(13 * RATE), RATE)
     (folder / "text.wav").write_text("not sound")
     (folder / "zero.wav").touch()
     out = tmp_path / "scores.csv"
@@ -107,7 +107,7 @@ def test_score_writes_one_row_a_file_and_goes_on_past_bad_ones(finished_run, tmp
         "one.wav": "padded from 1 to 8064 samples",
         "stereo.wav": "2 channels mixed down",
         "rate.flac": "resampled from 44100 Hz",
-        "long.wav": "windows",
+        "long.wav": "2 windows",
         "text.wav": "cannot be decoded",
         "zero.wav": "0 bytes",
     }.items():
@@ -118,7 +118,7 @@ def test_score_writes_one_row_a_file_and_goes_on_past_bad_ones(finished_run, tmp
             assert np.isfinite(float(rows[name]["energy"]))
             assert 0 < float(rows[name]["p_value"]) <= 1
             assert rows[name]["predicted_class"]
-    assert float(rows["long.wav"]["duration_seconds"]) == 3.0
+    assert float(rows["long.wav"]["duration_seconds"]) == 13.0
     assert float(rows["good.wav"]["energy"]) == pytest.approx(
         float(rows["stereo.wav"]["energy"]), rel=1e-2
     )

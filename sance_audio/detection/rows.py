@@ -28,7 +28,7 @@ WINDOW = 10.0
 PEAK = 0.5
 LOWEST_RATE = 8_000
 """Hz; recordings of lower rates are described at it."""
-TOGETHER, SAMPLES = 64, 2**20
+TOGETHER, SAMPLES = 64, 2**19
 """Windows, or samples in them, from which on windows are described together."""
 BATCH = 256
 """Windows that go through the model together, at most."""

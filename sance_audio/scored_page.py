@@ -31,6 +31,8 @@ from sance_audio.files import atomic, write_whole
 TEMPLATE = Path(__file__).with_name("scored_page.html.j2")
 LISTED = 200
 """Rows of the ranking, at most."""
+CELLS, OUTLINED = 0.01, 8
+"""Share of the cells of normals that are called odd, and regions of a recording that are shown."""
 REFUSED = 20
 """Files that could not be read and are named, at most."""
 
@@ -75,15 +77,10 @@ class Beside:
         return f"{self.folder}/{name}"
 
 
-def unmarked(detector: EnergyDetector, window: Tensor) -> Sequence[Any]:
-    """No regions."""
-    return ()
-
-
 def regions_of(detector: EnergyDetector, window: Tensor) -> Sequence[Any]:
-    """The odd regions of a window, at the detector's false-alarm rate."""
+    """The oddest regions of a window: `OUTLINED` at most, of cells whose p-value is `CELLS`."""
     clip = (window.numpy(), detector.sample_rate_)
-    return detector.score_map(clip).regions(detector.alpha)
+    return detector.score_map(clip).regions(CELLS)[:OUTLINED]
 
 
 def section(
@@ -92,7 +89,7 @@ def section(
     store: Store,
     *,
     show: int = 6,
-    regions: Regions = unmarked,
+    regions: Regions = regions_of,
     title: str = "",
 ) -> Facts:
     """What a page shows of the recordings that one detector scored.
@@ -131,7 +128,7 @@ def shelves(
     store: Store,
     *,
     show: int = 6,
-    regions: Regions = unmarked,
+    regions: Regions = regions_of,
 ) -> dict[str, list[Facts]]:
     """`oddest` and `ordinary`, at most `show` cards each, no recording on both; sounds and
     pictures are stored. A file that is gone by now is left out.

@@ -118,6 +118,18 @@ def test_without_calibration_there_are_no_p_values(scored, tmp_path):
     assert "gamma" in page.text
 
 
+def test_the_outline_lies_round_what_is_odd():
+    """Of noise with a second of a tone, the oddest region is there."""
+    fitted = EnergyDetector(preset="smoke", calibration=0, sample_rate=RATE)
+    fitted.fit([noise(4) for _ in range(12)])
+    wave = noise(4)
+    wave[2 * RATE : 3 * RATE] += 0.1 * tone(1, 1000)
+    region = scored_page.regions_of(fitted, torch.from_numpy(wave))[0]
+    assert 1.5 < region.start < 2.2
+    assert 2.8 < region.end < 3.5
+    assert 500 < region.low < 1000 < region.high < 2000
+
+
 def test_files_beside_the_page(detector, scored, tmp_path):
     store = Beside(tmp_path, "samples/fan")
     page = page_of(tmp_path, scored_page.section(detector, scored, store, show=1, regions=stub))

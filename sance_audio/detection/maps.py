@@ -14,7 +14,8 @@ F = -h the energy of a normal cell relative to a changed one. With h smoothed, t
 
     h + w |z smoothed| / its deviation
 
-p-values compare a cell with those of its band in normals.
+p-values compare a cell with those of its band in normals. What lasts for most of a clip is its
+median, and is not seen; nor is what goes missing where pauses are normal.
 
 References:
     Noise-contrastive estimation (Gutmann & Hyvarinen, 2010)
@@ -89,9 +90,8 @@ class LocalScorer:
     """Scores cells.
 
     Arguments:
-        parts: m, s `(M, 1)`; the rows `(M, 3 M)` that make r of u; the deviation of
-            the second term; where a network is, the mean and deviation of what it reads and its
-            weights.
+        parts: m, s `(M, 1)`; the rows `(M, 3 M)` that make r of u; the deviation of the second
+            term; where a network is, the mean and deviation of what it reads and its weights.
         quantiles: Ascending `QUANTILES` of normals' cells, by band `(M, Q)`, and of their frames
             `(1, Q)`; None before `calibrate`.
     """

@@ -35,7 +35,7 @@ class FrameScores(NamedTuple):
     score: Array
     """`(T,)`; higher is odder."""
     p_value: Array
-    """`(T,)`: a share alpha of the frames of normals is at or below alpha."""
+    """`(T,)`: about a share alpha of the frames of normals is at or below alpha."""
 
 
 class ScoreMap(NamedTuple):
@@ -46,9 +46,11 @@ class ScoreMap(NamedTuple):
     hertz: Array
     """Centres of the bands `(M,)`."""
     score: Array
-    """`(M, T)`; higher is odder: the log odds that a cell lies in a change."""
+    """`(M, T)`; higher is odder."""
     p_value: Array
-    """`(M, T)`: a share alpha of the cells of normals, in each band, is at or below alpha."""
+    """`(M, T)`: about a share alpha of the cells of normals, in each band, is at or below alpha. It
+    is an estimate from the recordings that calibrate, with no guarantee as a clip's p-value has.
+    """
 
     def regions(self, alpha: float = 0.01) -> list[Region]:
         """Rectangles round adjoining cells with p <= alpha, the oddest first. Of `alpha` of a

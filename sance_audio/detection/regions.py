@@ -48,8 +48,8 @@ class ScoreMap(NamedTuple):
     score: Array
     """`(M, T)`; higher is odder."""
     p_value: Array
-    """`(M, T)`: about a share alpha of the cells of normals, in each band, is at or below alpha. It
-    is an estimate from the recordings that calibrate, with no guarantee as a clip's p-value has.
+    """`(M, T)`: about a share alpha of the cells of normals, in each band, is at or below alpha.
+    An estimate from the recordings that calibrate, without the guarantee of a clip's p-value.
     """
 
     def regions(self, alpha: float = 0.01) -> list[Region]:

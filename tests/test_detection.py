@@ -186,6 +186,17 @@ def alone() -> EnergyDetector:
     return EnergyDetector(alpha=0.1, sample_rate=8000).fit(hums(60))
 
 
+def test_one_call_from_a_folder(alone, tmp_path):
+    for i, clip in enumerate(hums(22)):
+        audio.write(tmp_path / "normal" / f"{i:02d}.wav", torch.from_numpy(clip), 8000)
+    d = EnergyDetector(preset="smoke").fit(tmp_path / "normal")
+    assert d.sample_rate_ == 8000
+    assert d.calibration_.recordings == 19
+    assert (d.predict(tmp_path / "normal") == 1).mean() > 0.5
+    again = EnergyDetector(preset="smoke").fit(str(tmp_path / "normal"))
+    assert again.threshold() == d.threshold()
+
+
 def test_normals_alone_are_enough(alone):
     assert (alone.predict(faulty(20)) == -1).all()
     assert (alone.predict(hums(60, 5)) == -1).mean() < 0.35  # 18 of 60 at alpha .1: p < 1e-5
@@ -415,7 +426,7 @@ def test_mistakes_are_named(detector, tmp_path):
         EnergyDetector(model, alpha=5).fit(clips)
     with pytest.raises(ValueError, match="Reshape your data"):
         detector.predict(clips[0].numpy())
-    with pytest.raises(TypeError, match="a list of paths"):
+    with pytest.raises(TypeError, match="a folder or a list of paths"):
         detector.predict("a.wav")
     with pytest.raises(ValueError, match=r"alpha=0.01 is below 1 / \(n \+ 1\) = 0.0244"):
         detector.threshold(0.01)

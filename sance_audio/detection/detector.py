@@ -105,7 +105,7 @@ class EnergyDetector(Where, OutlierMixin, BaseEstimator):
         """Fit on normal clips.
 
         Arguments:
-            X: Clips.
+            X: Clips, or a folder of them.
             y: Ignored, as scikit-learn does.
             groups: `(B,)`: the recording, machine or session that each clip is of; clips of one
                 stay together, on one side of every split. Each clip its own when None.

@@ -19,7 +19,7 @@ HIGHEST_RATE, LOWEST_RATE = 16_000, 8_000
 
 
 def clips_of(X: Any) -> Clips:
-    """Clips as they were given.
+    """Clips as they were given; of a folder, the audio files below it.
 
     Raises:
         ValueError: one array instead of several; complex numbers.
@@ -27,8 +27,12 @@ def clips_of(X: Any) -> Clips:
     """
     if hasattr(X, "toarray"):
         raise TypeError("sparse input is not supported: pass waveforms as dense arrays")
+    if isinstance(X, (str, Path)) and Path(X).is_dir():
+        return audio.find_audio([X])
     if isinstance(X, (str, Path)):
-        raise TypeError(f"expected several clips, found the path {X}: pass a list of paths")
+        raise TypeError(
+            f"expected several clips, found the path {X}: pass a folder or a list of paths"
+        )
     if hasattr(X, "__array__") and not isinstance(X, (np.ndarray, Tensor)):  # a data frame, say
         X = np.asarray(X)
     if isinstance(X, np.ndarray):

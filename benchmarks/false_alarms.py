@@ -43,10 +43,18 @@ def scenes(data: Path) -> dict[str, Normals]:
     return {"ESC-10, all classes": (pairs, np.array([clip.group for clip in clips]))}
 
 
-def sounds_of_machines(data: Path) -> dict[str, Normals]:
+def machines_once(data: Path) -> dict[str, Normals]:
+    return _machines(recordings=180, takes=1)
+
+
+def machines_again(data: Path) -> dict[str, Normals]:
+    return _machines(recordings=60, takes=4)
+
+
+def _machines(recordings: int, takes: int) -> dict[str, Normals]:
     out: dict[str, Normals] = {}
     for kind in machines.KINDS:
-        clips = machines.normals(kind, range(60), 4)
+        clips = machines.normals(kind, range(recordings), takes)
         pairs = [(c.source.load().waveform.numpy(), machines.SAMPLE_RATE) for c in clips]
         out[f"synth_machine, {kind}"] = pairs, np.array([clip.group for clip in clips])
     return out
@@ -55,7 +63,8 @@ def sounds_of_machines(data: Path) -> dict[str, Normals]:
 CORPORA: dict[str, Callable[[Path], dict[str, Normals]]] = {
     "fsdd": digits,
     "esc10": scenes,
-    "synth_machine": sounds_of_machines,
+    "synth_machine": machines_once,
+    "synth_machine_takes": machines_again,
 }
 
 

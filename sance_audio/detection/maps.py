@@ -37,7 +37,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear, silu
 from sance_audio.chunks import threads_of
 from sance_audio.detection.descriptors import N_MELS
 from sance_audio.detection.planted import plant
-from sance_audio.detection.residuals import conditional, context, levelled, smoothed
+from sance_audio.detection.residuals import conditional, context, levelled, settled, smoothed
 from sance_audio.detection.rows import Row
 from sance_audio.detection.typicality import folds_of
 
@@ -102,6 +102,7 @@ class LocalScorer:
     @classmethod
     def fit(cls, log_mels: Sequence[Tensor], config: MapConfig, seed: int) -> LocalScorer:
         """On the log-mels of normals, each `(M, T)`, T of its own."""
+        log_mels = [settled(x) for x in log_mels]
         with threads_of(1):
             frames = torch.cat([levelled(x) for x in log_mels], 1)
             parts = {
@@ -156,6 +157,7 @@ class LocalScorer:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Array:
         """Scores `(M, T)` of the cells of log-mels; higher is odder."""
+        x = settled(x)
         with threads_of(1):
             score = self.plain(x) / self.parts["plain"]
             if "read.mean" in self.parts:

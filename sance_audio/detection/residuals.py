@@ -18,8 +18,18 @@ BESIDE = 1
 """Frames of u before and after."""
 EVERY = 7
 """One in so many frames decides on the shrinkage."""
+EDGE = 2
+"""Frames at each end of a clip that see beyond it: half a window, in hops."""
 SLIGHTEST = 1e-3
 """Shrinkage at least."""
+
+
+def settled(x: Tensor) -> Tensor:
+    """Log-mels `(M, T)` with the frames that see what stands before and after a clip, two at each
+    end, replaced by the ones next to them: that a clip begins and ends is not odd.
+    """
+    t = torch.arange(x.shape[1])
+    return x[:, t.clamp(EDGE, max(EDGE, x.shape[1] - 1 - EDGE))] if len(t) > 2 * EDGE else x
 
 
 def levelled(x: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ LOWEST = 20.0
 """Hz."""
 FLOOR = 1e-4
 """Of mels, before the logarithm."""
+TOGETHER = 160
+"""Frames that are described together."""
 GROUPS = 8
 """Of bands, for the modulation spectrum."""
 LONGEST = 64
@@ -91,14 +93,15 @@ class Descriptors:
         """
         x = pad(clip.float(), (0, max(0, self.n_fft - len(clip))))
         spectra = self.features.stft(x.unsqueeze(0))[0]
-        power = spectra.real.square() + spectra.imag.square()
-        s = power.sqrt()
-        mel = self.features.filterbank @ s
+        parts = [self._frames(part) for part in spectra.split(TOGETHER, 1)]
+        mel, frames, contrast = (torch.cat(column, 1) for column in zip(*parts, strict=True))
         log_mel = mel.clamp_min(FLOOR).log()
         cepstra = self.cosines @ log_mel
         bands = torch.cat([log_mel.mean(1), log_mel.std(1)])
         vectors = {
-            "timbre": torch.cat([self._cepstral(cepstra), self._spectral(x, s, power, log_mel)]),
+            "timbre": torch.cat(
+                [self._cepstral(cepstra), self._spectral(x, frames, contrast, log_mel)]
+            ),
             "rhythm": torch.cat([_modulation(log_mel), _envelope(log_mel.mean(0))]),
             "bands": bands,
             "loud": _loud(cepstra, mel),
@@ -111,8 +114,12 @@ class Descriptors:
         spread, moving = ((c.std(1) + 1e-2).log() for c in (cepstra, steps))
         return torch.cat([cepstra.mean(1), spread, moving])
 
-    def _spectral(self, x: Tensor, s: Tensor, power: Tensor, log_mel: Tensor) -> Tensor:
-        """Descriptors of frames, and contrast by octaves: means and deviations over time."""
+    def _frames(self, spectra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some frames `(F, n)`, few enough to stay in a core's cache: mels `(M, n)`; centroid,
+        width, three roll-offs, flatness, log RMS `(7, n)`; contrast `(octaves, n)`.
+        """
+        power = spectra.real.square() + spectra.imag.square()
+        s = power.sqrt()
         total = s.sum(0) + 1e-6
         centroid = (self.bins @ s) / total
         square = (self.bins.square() @ s) / total
@@ -125,20 +132,26 @@ class Descriptors:
         ]
         logs = (s + 1e-5).log()
         mean = (power.mean(0) + 1e-10).log()
+        frames = torch.stack(
+            [centroid, width, *roll_off, 2 * logs.mean(0) - mean, mean / 2],
+        )
+        contrast = torch.from_numpy(_contrast(logs.mT.contiguous().numpy(), self.octaves))
+        return self.features.filterbank @ s, frames, contrast.mT
+
+    def _spectral(self, x: Tensor, frames: Tensor, contrast: Tensor, log_mel: Tensor) -> Tensor:
+        """Descriptors of frames, and contrast by octaves: means and deviations over time."""
         rising = log_mel.diff(dim=1).clamp_min(0).mean(0)
         hand = [
-            *((v + 50).log() for v in (centroid, width, *roll_off)),
-            2 * logs.mean(0) - mean,
-            mean / 2,
+            *(frames[:5] + 50).log(),
+            *frames[5:],
             (self._crossings(x) + 1e-3).log(),
             (rising + 1e-2).log(),
         ]
-        contrast = torch.from_numpy(_contrast(logs.mT.contiguous().numpy(), self.octaves))
         return torch.cat(
             [
                 *(torch.stack([h.mean(), h.std(unbiased=False)]) for h in hand),
-                contrast.mean(0),
-                contrast.std(0),
+                contrast.mean(1),
+                contrast.std(1),
             ]
         )
 
@@ -156,7 +169,7 @@ def _contrast(logs: np.ndarray, octaves: list[slice]) -> np.ndarray:
         part = logs[:, octave]
         k = max(1, int(0.1 * part.shape[1]) + 1)
         k = min(k, part.shape[1])
-        ordered = np.partition(part, sorted({k - 1, part.shape[1] - k}), axis=1)
+        ordered = np.sort(part, axis=1)  # vectorised, where a partition in three is not
         out[:, i] = ordered[:, -k:].mean(1) - ordered[:, :k].mean(1)
     return out
 

@@ -48,7 +48,7 @@ class Fold(NamedTuple):
     def terms(self, v: Array) -> Array:
         """M and K of vectors `(B, D)`: `(B, 2)`."""
         z = (v - self.mean) * self.scale
-        square = np.einsum("bi,ij,bj->b", z, self.precision, z)
+        square = ((z @ self.precision) * z).sum(1)
         distance = (z**2).sum(1)[:, None] + (self.normals**2).sum(1) - 2 * z @ self.normals.T
         k = min(NEAREST, len(self.normals))
         near = np.sqrt(np.partition(distance, k - 1, 1)[:, :k].clip(0)).mean(1)

@@ -67,6 +67,7 @@ class Descriptors:
         self.features = LogMel(sample_rate, n_fft, n_fft // 4, N_MELS, f_min=LOWEST, floor=FLOOR)
         self.sample_rate, self.n_fft, self.hop = sample_rate, n_fft, n_fft // 4
         self.bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1)
+        self.shares = torch.tensor([0.5, 0.85, 0.95])
         i = torch.arange(N_MELS) + 0.5
         basis = torch.cos(math.pi * torch.arange(N_CEPSTRA).unsqueeze(1) * i / N_MELS)
         self.cosines = basis * math.sqrt(2 / N_MELS)
@@ -124,12 +125,9 @@ class Descriptors:
         centroid = (self.bins @ s) / total
         square = (self.bins.square() @ s) / total
         width = (square - centroid.square()).clamp_min(1).sqrt()
-        below = s.cumsum(0)
-        last = len(self.bins) - 1
-        roll_off = [
-            self.bins[(below < share * below[-1]).sum(0).clamp_max(last)]
-            for share in (0.5, 0.85, 0.95)
-        ]
+        below = s.cumsum(0).mT.contiguous()
+        places = torch.searchsorted(below, below[:, -1:] * self.shares)
+        roll_off = self.bins[places.clamp_max(len(self.bins) - 1)].mT
         logs = (s + 1e-5).log()
         mean = (power.mean(0) + 1e-10).log()
         frames = torch.stack(

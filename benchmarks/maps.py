@@ -4,8 +4,8 @@
 
 Fans, pumps and valves of `synth_machine`: 20 recordings of 6 clips fit and calibrate, 10 others
 are judged: clips with each fault in turn, and clips in order with a burst of noise added, 12 dB
-above the clip's own level in its band. AUC over the cells of a clip, mean over clips; and the share of
-cells of the clips in order that are flagged.
+above the clip's own level in its band. AUC over the cells of a clip, mean over clips; and the
+share of cells of the clips in order that are flagged.
 """
 
 from __future__ import annotations

@@ -73,6 +73,13 @@ def detect(args: Detect) -> None:
             f"{detector.calibration_.recordings} recordings calibrate; odd at alpha = "
             f"{args.alpha:g}: scores above {detector.threshold():.2f}"
         )
+        fitted = len(detector.normal_scores_)
+        if fitted < len(detector.calibration_.scores):
+            print(
+                f"only {fitted} files are left to fit, since alpha = {args.alpha:g} needs "
+                f"{detector.calibration_.recordings} recordings that calibrate: with a larger "
+                f"--alpha, or more recordings, more is found"
+            )
     print(f"detector in {file}; next: sance-audio score {args.run} PATH --page page.html")
 
 

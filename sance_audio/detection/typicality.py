@@ -51,7 +51,8 @@ class Fold(NamedTuple):
         square = ((z @ self.precision) * z).sum(1)
         distance = (z**2).sum(1)[:, None] + (self.normals**2).sum(1) - 2 * z @ self.normals.T
         k = min(NEAREST, len(self.normals))
-        near = np.sqrt(np.partition(distance, k - 1, 1)[:, :k].clip(0)).mean(1)
+        nearest = self.normals[np.argpartition(distance, k - 1, 1)[:, :k]]
+        near = np.sqrt(((z[:, None] - nearest) ** 2).sum(2)).mean(1)  # without cancellation
         return np.stack([0.5 * np.log(square + 1e-9), np.log(near + 1e-9)], 1)
 
 

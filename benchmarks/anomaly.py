@@ -45,13 +45,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from benchmarks.anomaly_peers import EPOCHS, PEERS, SEEDED, Array, Clip, Features, Method
-from sance_audio import EnergyDetector, metrics
+from sance_audio import EnergyDetector
 from sance_audio.datasets import corpus as corpora
 from sance_audio.datasets import esc50, fsdd, machines
 from sance_audio.files import read_json, write_json
+from sance_audio.ranking import Case, auc, paired_auc, pauc
 
 TRAINED, JUDGED, TAKES = 16, 10, 6
 """Recordings of a machine that are trained on and judged, and clips of each."""
@@ -161,37 +161,14 @@ def _hear(clip: corpora.Clip) -> Clip:
     return recording.waveform.numpy(), recording.sample_rate
 
 
-def auc(odd: Array, score: Array, weight: Array | None = None) -> float:
-    """How often an odd clip scores above a normal one, ties counted half; clips `(B,)` may be
-    weighted. NaN where either sort is missing.
-    """
-    w = np.ones(len(odd)) if weight is None else weight
-    above = np.sign(score[odd][:, None] - score[~odd]) / 2 + 0.5
-    pairs = w[odd].sum() * w[~odd].sum()
-    return float(w[odd] @ above @ w[~odd] / pairs) if pairs else float("nan")
-
-
 def paired(tasks: Sequence[Task], ours: list[Array], other: list[Array]) -> dict[str, float]:
     """Mean AUC of one list of scores less that of another, with its 95 % interval.
 
     Arguments:
         ours, other: For each task, scores `(seeds, B)`.
     """
-    names = sorted({group for task in tasks for group in task.groups})
-    number = {name: i for i, name in enumerate(names)}
-    members = [np.array([number[group] for group in task.groups]) for task in tasks]
-
-    def difference(drawn: Array) -> float:
-        weights = np.bincount(drawn, minlength=len(names)).astype(float)
-        found = [
-            np.mean([auc(t.odd, s, weights[m]) for s in a])
-            - np.mean([auc(t.odd, s, weights[m]) for s in b])
-            for t, m, a, b in zip(tasks, members, ours, other, strict=True)
-        ]
-        whole = [value for value in found if value == value]
-        return float(np.mean(whole)) if whole else float("nan")
-
-    return metrics.paired_interval(difference, len(names))
+    rows = zip(tasks, ours, other, strict=True)
+    return paired_auc([Case(task.odd, task.groups, a, b) for task, a, b in rows])
 
 
 def run(
@@ -208,8 +185,8 @@ def run(
         method = METHODS[name](features, seed).fit(hear(task.train))
         score = np.asarray(method.score(hear(task.test)), float)
         seconds = time.perf_counter() - began
-        pauc = float(roc_auc_score(task.odd, score, max_fpr=0.1))
-        results[key] = {"auc": auc(task.odd, score), "pauc": pauc, "score": score.tolist()}
+        figures = {"auc": auc(task.odd, score), "pauc": pauc(task.odd, score)}
+        results[key] = figures | {"score": score.tolist()}
         print(f"{key}: {results[key]['auc']:.3f} ({seconds:.1f} s)", file=sys.stderr)
         if out is not None:
             write_json(out, results)

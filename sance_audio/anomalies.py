@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sance_audio import audio, evaluation
+from sance_audio import audio, evaluation, ranking
 from sance_audio.assessment import analyse
 from sance_audio.datasets import FileSource
 from sance_audio.detection import EnergyDetector
+from sance_audio.detection.detector import SHARE
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options, Results
 from sance_audio.preparation import Material
@@ -93,7 +94,10 @@ def detect(
             "reference only": alone.anomaly_score(clips()),
             "log-mel statistics + kNN": evaluation.knn_scores(x, analyse(model, sounds)),
         }
-        out["auc"] = {name: _auc(is_odd, score) for name, score in baselines.items()}
+        out["auc"] = {
+            name: {"auc": ranking.auc(is_odd, score), "pauc": ranking.pauc(is_odd, score)}
+            for name, score in baselines.items()
+        }
     return out | {
         "oddest": [card(int(i), "oddest", k) for k, i in enumerate(order[:show])],
         "most_ordinary": [card(int(i), "ordinary", k) for k, i in enumerate(order[::-1][:show])],
@@ -111,7 +115,7 @@ def _fitted(
         raise ValueError(f"{n} validation clips are too few to calibrate one; there must be 3")
     detector = EnergyDetector(model, seed=options.seed, learnt=learnt)
     if n < detector.clips_needed:
-        calibrating = max(1, round(0.4 * n))
+        calibrating = max(1, round(SHARE * n))
         detector.set_params(alpha=1 / (calibrating + 1))
     return detector.fit(_clips(model, material, "valid"))
 
@@ -126,12 +130,3 @@ def _clips(model: AudioEBM, material: Material, split: str) -> Iterator[Path | T
             yield clip.source.path
         else:
             yield material.wave(split, i, model.sample_rate)
-
-
-def _auc(is_odd: np.ndarray, score: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
-
-    return {
-        "auc": float(roc_auc_score(is_odd, score)),
-        "pauc": float(roc_auc_score(is_odd, score, max_fpr=0.1)),
-    }

@@ -1,13 +1,7 @@
 r"""Recipes of anomaly detection: fit on normals, judge what was held out, say how well it went.
 
 A `Task` has its own normals and its own clips to judge. It is judged by two detectors, with
-networks ("ours") and by reference statistics alone ("reference only"). With s_i the scores of odd
-clips and t_j those of normal ones, and weights w of the clips,
-
-    AUC = sum_ij w_i w_j ([s_i > t_j] + [s_i = t_j] / 2) / (sum_i w_i sum_j w_j)
-
-The interval of a difference of mean AUCs is a paired bootstrap over source recordings: w counts
-how often a recording was drawn, and all its clips, in all tasks, are drawn together.
+networks ("ours") and by reference statistics alone ("reference only"); `ranking` compares them.
 """
 
 from __future__ import annotations
@@ -22,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from sance_audio import metrics, processes
+from sance_audio import processes
 from sance_audio.datasets.corpus import Clip
 from sance_audio.detection import EnergyDetector
 from sance_audio.files import read_json, write_json
 from sance_audio.options import Results, RunOptions
+from sance_audio.ranking import Case, auc, paired_auc, pauc
 from sance_audio.scored_page import Beside, Scored, section, write
 
 ROWS = {"ours": True, "reference only": False}
@@ -144,28 +139,6 @@ def _section(
     return section(detector, scored, store, show=show, title=task.name) | {"rows": []}
 
 
-def auc(odd: Array, score: Array, weight: Array | None = None) -> float:
-    """AUC of clips `(B,)`; NaN where either sort is missing."""
-    w = np.ones(len(odd)) if weight is None else weight
-    return _auc(_above(odd, score), w[odd], w[~odd])
-
-
-def _above(odd: Array, score: Array) -> Array:
-    return np.sign(score[odd][:, None] - score[~odd]) / 2 + 0.5
-
-
-def _auc(above: Array, w: Array, v: Array) -> float:
-    pairs = w.sum() * v.sum()
-    return float(w @ above @ v / pairs) if pairs else float("nan")
-
-
-def pauc(odd: Array, score: Array) -> float:
-    """The same up to a false-alarm rate of .1, standardised as McClish does."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(odd, score, max_fpr=0.1))
-
-
 def figures(judged: Sequence[Judged], sort: str | None = None) -> Results:
     """By row of `ROWS`: `auc` and `pauc`, means over tasks; of one sort of odd clips against the
     normal ones, or of all.
@@ -183,24 +156,17 @@ def figures(judged: Sequence[Judged], sort: str | None = None) -> Results:
 
 
 def less(judged: Sequence[Judged]) -> dict[str, float]:
-    """Mean AUC of ours less reference only: `value`, and `low` and `high` of its 95 % interval. A
-    task that a resample leaves without clips of either sort is left out of it.
-    """
-    names = sorted({group for one in judged for group in one["groups"]})
-    number = {name: i for i, name in enumerate(names)}
-    cases = []
-    for one in judged:
-        odd = np.array(one["sorts"]) != ""
-        ours, alone = (_above(odd, np.array(one["scores"][row])) for row in ROWS)
-        cases.append((ours - alone, odd, np.array([number[group] for group in one["groups"]])))
-
-    def difference(drawn: Array) -> float:
-        count = np.bincount(drawn, minlength=len(names)).astype(float)
-        found = [_auc(more, count[who][odd], count[who][~odd]) for more, odd, who in cases]
-        whole = [value for value in found if value == value]
-        return float(np.mean(whole)) if whole else float("nan")
-
-    return metrics.paired_interval(difference, len(names))
+    """Mean AUC of ours less reference only, as `ranking.paired_auc` gives it."""
+    return paired_auc(
+        [
+            Case(
+                np.array(one["sorts"]) != "",
+                one["groups"],
+                *(np.array([one["scores"][row]]) for row in ROWS),
+            )
+            for one in judged
+        ]
+    )
 
 
 def false_alarms(judged: Sequence[Judged], alpha: float) -> float | None:

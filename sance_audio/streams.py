@@ -25,7 +25,7 @@ from sance_audio.decoding import opened, refuse_broken, shown
 HELD = 60.0
 """Seconds up to which a recording is held in memory."""
 
-PART, SAMPLES = 64, 2**19
+PART, SAMPLES = 64, 2**18
 """Windows handed on together, at most, and samples in them (but for a single window)."""
 
 SILENCE_DBFS = -80.0

@@ -6,7 +6,7 @@ object, a format number, and a digest of settings and tensors by which damage is
 
 from __future__ import annotations
 
-__all__ = ["WeightsError", "save_weights", "load_weights", "locate", "digest"]
+__all__ = ["WeightsError", "save_weights", "load_weights", "locate", "digest", "below"]
 
 import hashlib
 import json
@@ -41,6 +41,11 @@ def save_weights(
     header = {"kind": kind, "format": FORMAT, DIGEST: digest(settings, tensors), **settings}
     write_whole(path, save(tensors, {KEY: json.dumps(header)}))
     return path
+
+
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def digest(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ PACKAGE = Path(sance_audio.__file__).parent
 LAYERS = {
     0: "files processes rows headers decoding audio chunks divergences energy gaussian metrics "
     "tracks verdicts weights",
-    1: "streams features reference networks samplers config ledger holes",
+    1: "ranking streams features reference networks samplers config ledger holes",
     2: "options generation restoration inversion pictures noise health diagnostics datasets",
     3: "model resynthesis toys",
     4: "state evaluation trackers tuning",

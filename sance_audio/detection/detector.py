@@ -20,12 +20,13 @@ from torch import Tensor
 from sance_audio.detection import storage
 from sance_audio.detection.conformal import Calibration, gamma_threshold, needed
 from sance_audio.detection.contrast import PRESETS
-from sance_audio.detection.inputs import clips_of, groups_of, rate_of
+from sance_audio.detection.inputs import check_parameters, clips_of, groups_of, rate_of
 from sance_audio.detection.maps import LocalScorer, config_of
+from sance_audio.detection.regions import FrameScores, ScoreMap
 from sance_audio.detection.rows import Clips, Describer, Row, whole
 from sance_audio.detection.scorer import Scorer
 from sance_audio.detection.sums import Sums
-from sance_audio.detection.where import Where
+from sance_audio.detection.where import frame_scores, map_of
 from sance_audio.model import AudioEBM
 from sance_audio.streams import Sound, count_windows
 
@@ -37,7 +38,7 @@ FEWEST = 2
 Array = np.ndarray
 
 
-class EnergyDetector(Where, OutlierMixin, BaseEstimator):
+class EnergyDetector(OutlierMixin, BaseEstimator):
     """A scikit-learn outlier detector of recordings; needs normal ones only.
 
     Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips,
@@ -115,7 +116,7 @@ class EnergyDetector(Where, OutlierMixin, BaseEstimator):
                 normals that are all alike.
             AudioError: a clip that cannot be read.
         """
-        self._check_parameters()
+        check_parameters(self)
         X = clips_of(X)
         if isinstance(X, np.ndarray) and X.ndim == 2:
             self.n_features_in_ = X.shape[1]
@@ -123,18 +124,15 @@ class EnergyDetector(Where, OutlierMixin, BaseEstimator):
             X = list(X)
         self.sample_rate_ = rate_of(X, self.model, self.sample_rate)
         self.model_ = self.model
-        self._describer = Describer(self.sample_rate_, self.model, self.learnt)
+        if self.score == "energy" and self.model is None:
+            clips = list(X)
+            held = self._held_out(groups_of(groups, len(clips)))
+            self.model_ = self._trained([c for c, out in zip(clips, held, strict=True) if not out])
+        self._describer = Describer(self.sample_rate_, self.model_, self.learnt)
         rows = [row for some in self._describer.rows(self.windows(X)) for row in some]
-        if not rows:
-            raise ValueError("no clips were given: 0 samples, at least 1 is required")
-        count = rows[-1].clip + 1
-        of_clip = groups_of(groups, count)
+        of_clip = groups_of(groups, rows[-1].clip + 1 if rows else 0)
         held = self._held_out(of_clip)
         inside = [row for row in rows if not held[row.clip]]
-        if self.score == "energy" and self.model is None:
-            self._train([clip for clip, out in zip(X, held, strict=True) if not out])
-            rows = [row for some in self._describer.rows(self.windows(X)) for row in some]
-            inside = [row for row in rows if not held[row.clip]]
         config = PRESETS[self.preset] if self.learnt and self.score == "typicality" else None
         self._scorer = Scorer.fit(inside, of_clip[[r.clip for r in inside]], self.seed, config)
         self._calibrate(rows, inside, of_clip, held)
@@ -198,6 +196,28 @@ class EnergyDetector(Where, OutlierMixin, BaseEstimator):
         """
         return self._describer.windows(X)
 
+    def score_map(self, clip: Any) -> ScoreMap:
+        """When and in what bands one clip is odd.
+
+        p-values are of the calibration clips, which touched no fit; with calibration=0 of the
+        fitted ones, each half of the recordings scored by a fit to the other half.
+
+        Raises:
+            ValueError: a clip that is no waveform; a detector without a fit.
+            AudioError: a file that cannot be decoded.
+        """
+        self._fitted()
+        return map_of(self._describer, self._local, clip)
+
+    def score_frames(self, clip: Any) -> FrameScores:
+        """When one clip is odd: by the oddest bands of each frame, calibrated as `score_map` is.
+
+        Raises:
+            ValueError, AudioError: as `score_map`.
+        """
+        self._fitted()
+        return frame_scores(self._describer, self._local, clip)
+
     @property
     def shortest(self) -> int:
         """Samples below which a clip is padded: a window of the model, or of the transform."""
@@ -241,6 +261,8 @@ class EnergyDetector(Where, OutlierMixin, BaseEstimator):
 
     def _held_out(self, groups: Array) -> Array:
         """Which clips calibrate, `(n,)`."""
+        if len(groups) == 0:
+            raise ValueError("no clips were given: 0 samples, at least 1 is required")
         names = np.unique(groups)
         count, fewest = len(names), needed(self.alpha)
         if self.calibration == 0:
@@ -280,29 +302,12 @@ class EnergyDetector(Where, OutlierMixin, BaseEstimator):
         else:
             self.offset_ = -gamma_threshold(self.normal_scores_)
 
-    def _train(self, clips: list[Any]) -> None:
-        """Train a model on normals, and describe with it from now on."""
+    def _trained(self, clips: list[Any]) -> AudioEBM:
+        """A model of normals."""
         from sance_audio.normals import train_on_normals
 
         waves = [whole(clip, self.sample_rate_) for clip in clips]
-        self.model_ = train_on_normals(
-            waves, self.sample_rate_, preset=self.preset, seed=self.seed
-        )
-        self._describer = Describer(self.sample_rate_, self.model_, self.learnt)
-
-    def _check_parameters(self) -> None:
-        for name, allowed in (
-            ("score", ("typicality", "energy")),
-            ("preset", tuple(PRESETS)),
-            ("aggregate", ("mean", "max")),
-        ):
-            if getattr(self, name) not in allowed:
-                choice = " or ".join(map(repr, allowed))
-                raise ValueError(f"{name} must be {choice}, found {getattr(self, name)!r}")
-        if self.calibration is not None and not 0 <= self.calibration < 1:
-            raise ValueError(f"calibration is a share between 0 and 1, found {self.calibration}")
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {self.alpha}")
+        return train_on_normals(waves, self.sample_rate_, preset=self.preset, seed=self.seed)
 
     def _fitted(self) -> None:
         from sklearn.exceptions import NotFittedError

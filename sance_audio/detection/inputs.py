@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["clips_of", "groups_of", "rate_of"]
+__all__ = ["check_parameters", "clips_of", "groups_of", "rate_of"]
 
 from collections import Counter
 from pathlib import Path
@@ -12,10 +12,29 @@ import numpy as np
 from torch import Tensor
 
 from sance_audio import audio
-from sance_audio.detection.rows import Clips, is_pair
+from sance_audio.detection.contrast import PRESETS
+from sance_audio.detection.rows import LOWEST_RATE, Clips, is_pair
 from sance_audio.model import AudioEBM
 
-HIGHEST_RATE, LOWEST_RATE = 16_000, 8_000
+HIGHEST_RATE = 16_000
+"""Hz, that clips of unlike rates are brought to at most."""
+
+
+def check_parameters(detector: Any) -> None:
+    """Raise ValueError for a parameter of an `EnergyDetector` that cannot be."""
+    for name, allowed in (
+        ("score", ("typicality", "energy")),
+        ("preset", tuple(PRESETS)),
+        ("aggregate", ("mean", "max")),
+    ):
+        if getattr(detector, name) not in allowed:
+            choice = " or ".join(map(repr, allowed))
+            raise ValueError(f"{name} must be {choice}, found {getattr(detector, name)!r}")
+    calibration, alpha = detector.calibration, detector.alpha
+    if calibration is not None and not 0 <= calibration < 1:
+        raise ValueError(f"calibration is a share between 0 and 1, found {calibration}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {alpha}")
 
 
 def clips_of(X: Any) -> Clips:

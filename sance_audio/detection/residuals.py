@@ -6,7 +6,7 @@ normals' u.
 
 from __future__ import annotations
 
-__all__ = ["conditional", "context", "levelled", "smoothed"]
+__all__ = ["conditional", "context", "levelled", "settled", "smoothed"]
 
 import functools
 from collections.abc import Sequence

@@ -28,9 +28,9 @@ WINDOW = 10.0
 PEAK = 0.5
 LOWEST_RATE = 8_000
 """Hz; recordings of lower rates are described at it."""
-TOGETHER, SAMPLES = 64, 2**19
+TOGETHER, SAMPLES = 64, 2**18
 """Windows, or samples in them, from which on windows are described together."""
-BATCH = 256
+BATCH = 64
 """Windows that go through the model together, at most."""
 GROUPS = 8
 """Of bands, and of frames, whose residual energies are told apart."""

@@ -22,6 +22,7 @@ from sance_audio.detection.contrast import Contrast, ContrastConfig
 from sance_audio.detection.descriptors import VECTORS
 from sance_audio.detection.rows import Row, gathered
 from sance_audio.detection.typicality import CONSTANT, FOLDS, Typicality, folds_of
+from sance_audio.weights import below
 
 NETWORK_WEIGHT = 4.0
 """w."""
@@ -105,17 +106,15 @@ class Scorer:
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor]) -> Scorer:
-        def below(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
         def typicality(prefix: str) -> Typicality:
-            arrays = {k: v.numpy().copy() for k, v in below(prefix).items()}
+            arrays = {k: v.numpy().copy() for k, v in below(tensors, prefix).items()}
             return Typicality.restore(arrays)  # copies are aligned, as what was fitted is
 
         names = dict.fromkeys(k.split(".")[1] for k in tensors if k.startswith("vector."))
         numbers = sorted({int(k.split(".")[1]) for k in tensors if k.startswith("view.")})
         networks = [
-            (Contrast.restore(below(f"network.{i}.")), typicality(f"view.{i}.")) for i in numbers
+            (Contrast.restore(below(tensors, f"network.{i}.")), typicality(f"view.{i}."))
+            for i in numbers
         ]
         vectors = {name: typicality(f"vector.{name}.") for name in sorted(names)}
         return cls(vectors, networks, tensors["normal"].numpy())

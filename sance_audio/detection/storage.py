@@ -14,7 +14,14 @@ from sance_audio.detection.maps import LocalScorer
 from sance_audio.detection.rows import Describer
 from sance_audio.detection.scorer import Scorer
 from sance_audio.model import AudioEBM
-from sance_audio.weights import WeightsError, digest, load_weights, locate, save_weights
+from sance_audio.weights import (
+    WeightsError,
+    below,
+    digest,
+    load_weights,
+    locate,
+    save_weights,
+)
 
 WEIGHTS = "detector.safetensors"
 VERSION = 2
@@ -61,10 +68,8 @@ def load(cls: Any, run: str | Path, device: str | torch.device) -> Any:
         detector.model_, detector.model_digest_ = model, about["model"]
         detector.offset_ = float(about["offset"])
         detector.sample_rate_ = int(about["sample_rate"])
-        scorer = {k.removeprefix("scorer."): v for k, v in tensors.items() if k[:7] == "scorer."}
-        detector._scorer = Scorer.restore(scorer)
-        local = {k.removeprefix("local."): v for k, v in tensors.items() if k[:6] == "local."}
-        detector._local = LocalScorer.restore(local)
+        detector._scorer = Scorer.restore(below(tensors, "scorer."))
+        detector._local = LocalScorer.restore(below(tensors, "local."))
         detector.normal_scores_ = tensors["normal_scores"].numpy()
         scores, weights = (tensors.get(f"calibration.{k}") for k in ("scores", "weights"))
         detector.calibration_ = (

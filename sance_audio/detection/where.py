@@ -6,7 +6,7 @@ neighbours', so that memory is that of the answer alone.
 
 from __future__ import annotations
 
-__all__ = ["Where"]
+__all__ = ["frame_scores", "map_of"]
 
 import itertools
 from collections.abc import Iterator
@@ -26,45 +26,19 @@ from sance_audio.streams import parts_of
 Array = np.ndarray
 
 
-class Where:
-    """A detector that says where: with `_local` and `_describer`, once it is fitted."""
+def map_of(describer: Describer, local: LocalScorer, clip: Any) -> ScoreMap:
+    """When and in what bands one clip is odd."""
+    parts = list(_windows(describer, local, clip))
+    score = np.concatenate([part for _, part in parts], 1)
+    seconds = np.concatenate([times for times, _ in parts])
+    return ScoreMap(seconds, describer.descriptors.hertz, score, local.p_cells(score))
 
-    _local: LocalScorer
-    _describer: Describer
 
-    def score_map(self, clip: Any) -> ScoreMap:
-        """When and in what bands one clip is odd.
-
-        p-values are of the calibration clips, which touched no fit; with calibration=0 of the
-        fitted ones, each half of the recordings scored by a fit to the other half.
-
-        Raises:
-            ValueError: a clip that is no waveform; a detector without a fit.
-            AudioError: a file that cannot be decoded.
-        """
-        self._fitted()
-        parts = list(_windows(self._describer, self._local, clip))
-        score = np.concatenate([part for _, part in parts], 1)
-        seconds = np.concatenate([times for times, _ in parts])
-        hertz = self._describer.descriptors.hertz
-        return ScoreMap(seconds, hertz, score, self._local.p_cells(score))
-
-    def score_frames(self, clip: Any) -> FrameScores:
-        """When one clip is odd: by the oddest bands of each frame, calibrated as `score_map` is.
-
-        Raises:
-            ValueError, AudioError: as `score_map`.
-        """
-        self._fitted()
-        parts = [
-            (times, frames_of(part))
-            for times, part in _windows(self._describer, self._local, clip)
-        ]
-        seconds, score = (np.concatenate(both) for both in zip(*parts, strict=True))
-        return FrameScores(seconds, score, self._local.p_frames(score))
-
-    def _fitted(self) -> None:
-        raise NotImplementedError
+def frame_scores(describer: Describer, local: LocalScorer, clip: Any) -> FrameScores:
+    """When one clip is odd, by the oddest bands of each frame."""
+    parts = [(times, frames_of(part)) for times, part in _windows(describer, local, clip)]
+    seconds, score = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return FrameScores(seconds, score, local.p_frames(score))
 
 
 def _windows(describer: Describer, local: LocalScorer, clip: Any) -> Iterator[tuple[Array, Array]]:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu, softplus
 
-from sance_audio.detection.descriptors import FLOOR, N_MELS
+from sance_audio.detection.descriptors import FLOOR, N_MELS, deviation
 from sance_audio.detection.perturbations import BACKGROUNDS, Background, Gaussian
 
 SHORTEST, LONGEST = 24, 64
@@ -149,7 +149,7 @@ class Contrast:
         x = (pad(log_mel, (0, short), value=math.log(FLOOR)) - self.mean) / self.scale
         a = self.energies.trunk(x.unsqueeze(0))
         f = -self.energies.head(silu(a))[0].mean(0)
-        return torch.cat([a[0].mean(1), a[0].std(1)]).numpy(), f.numpy()
+        return torch.cat([a[0].mean(1), deviation(a[0])]).numpy(), f.numpy()
 
     def tensors(self) -> dict[str, Tensor]:
         """What `restore` makes it again from."""

@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Descriptors", "VECTORS", "FLOOR"]
+__all__ = ["FLOOR", "VECTORS", "Descriptors", "deviation"]
 
 import itertools
 import math
@@ -98,7 +98,7 @@ class Descriptors:
         mel, frames, contrast = (torch.cat(column, 1) for column in zip(*parts, strict=True))
         log_mel = mel.clamp_min(FLOOR).log()
         cepstra = self.cosines @ log_mel
-        bands = torch.cat([log_mel.mean(1), log_mel.std(1)])
+        bands = torch.cat([log_mel.mean(1), deviation(log_mel)])
         vectors = {
             "timbre": torch.cat(
                 [self._cepstral(cepstra), self._spectral(x, frames, contrast, log_mel)]
@@ -112,7 +112,7 @@ class Descriptors:
     @staticmethod
     def _cepstral(cepstra: Tensor) -> Tensor:
         steps = cepstra.diff(dim=1)
-        spread, moving = ((c.std(1) + 1e-2).log() for c in (cepstra, steps))
+        spread, moving = ((deviation(c) + 1e-2).log() for c in (cepstra, steps))
         return torch.cat([cepstra.mean(1), spread, moving])
 
     def _frames(self, spectra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,24 +140,24 @@ class Descriptors:
         """Descriptors of frames, and contrast by octaves: means and deviations over time."""
         rising = log_mel.diff(dim=1).clamp_min(0).mean(0)
         hand = [
-            *(frames[:5] + 50).log(),
-            *frames[5:],
-            (self._crossings(x) + 1e-3).log(),
-            (rising + 1e-2).log(),
+            torch.cat([(frames[:5] + 50).log(), frames[5:]]),
+            (self._crossings(x) + 1e-3).log().unsqueeze(0),
+            (rising + 1e-2).log().unsqueeze(0),
         ]
-        return torch.cat(
-            [
-                *(torch.stack([h.mean(), h.std(unbiased=False)]) for h in hand),
-                contrast.mean(1),
-                contrast.std(1),
-            ]
-        )
+        each = (torch.stack([h.mean(1), deviation(h, 0)], 1).flatten() for h in hand)
+        return torch.cat([*each, contrast.mean(1), deviation(contrast)])
 
     def _crossings(self, x: Tensor) -> Tensor:
         """Share of neighbours of opposite sign, frame by frame; frames that lie within x."""
         crossed = pad((x[1:] * x[:-1] < 0).double().cumsum(0), (1, 0))
         whole = torch.arange(0, len(x) - self.n_fft + 1, self.hop)
         return ((crossed[whole + self.n_fft - 1] - crossed[whole]) / (self.n_fft - 1)).float()
+
+
+def deviation(x: Tensor, correction: int = 1) -> Tensor:
+    """Standard deviation of rows `(R, T)`: plain sums, several times faster than torch's `std`."""
+    around = x - x.mean(1, keepdim=True)
+    return (around.square().sum(1) / (x.shape[1] - correction)).sqrt()
 
 
 def _contrast(logs: np.ndarray, octaves: list[slice]) -> np.ndarray:

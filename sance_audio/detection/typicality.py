@@ -48,7 +48,7 @@ class Fold(NamedTuple):
     def terms(self, v: Array) -> Array:
         """M and K of vectors `(B, D)`: `(B, 2)`."""
         z = (v - self.mean) * self.scale
-        square = ((z @ self.precision) * z).sum(1)
+        square = ((z[:, None] @ self.precision)[:, 0] * z).sum(1)  # row by row, whatever B
         distance = (z**2).sum(1)[:, None] + (self.normals**2).sum(1) - 2 * z @ self.normals.T
         k = min(NEAREST, len(self.normals))
         nearest = self.normals[np.argpartition(distance, k - 1, 1)[:, :k]]

@@ -282,14 +282,13 @@ def oddest_window(detector: EnergyDetector, clip: Any) -> tuple[Tensor, float, b
         parts, n = iter(found), round(len(clip[0]) * rate / clip[1])
     best, chosen, at, count = -np.inf, torch.zeros(0), 0, 0
     for part in parts:
-        if count == 0 and len(part) == 1:
-            return part[0], 0.0, True
         scores = detector.assess_windows([window[None]] for window in part)["anomaly_score"]
         i = int(scores.argmax())
         if scores[i] > best:
             best, chosen, at = float(scores[i]), part[i].clone(), count + i
         count += len(part)
-    return chosen, list(window_starts(n, len(chosen)))[at] / rate, False
+    start = list(window_starts(n, len(chosen)))[at] / rate if count > 1 else 0.0
+    return chosen, start, count == 1
 
 
 def _threshold(detector: EnergyDetector) -> tuple[float, str]:

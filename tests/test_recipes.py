@@ -78,12 +78,18 @@ def esc50_tree(root: Path) -> Path:
 TREES = {"fsdd": fsdd_tree, "folder": folder_tree, "esc50": esc50_tree}
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - TOYS - SCREENING))
-def test_smoke(name, tmp_path, capsys):
+def smoke_of(name, tmp_path):
+    """A recipe, and its smoke preset on a tree laid out as its corpus is."""
     recipe = load_recipe(name)
     options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run")
-    if name in TREES:
-        options = replace(options, data=TREES[name](tmp_path / "data"))
+    return recipe, replace(
+        options, data=TREES[name](tmp_path / "data")
+    ) if name in TREES else options
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - TOYS - SCREENING))
+def test_smoke(name, tmp_path, capsys):
+    recipe, options = smoke_of(name, tmp_path)
     recipe.main(options)
     printed = capsys.readouterr().out
     assert str((tmp_path / "run" / "index.html").resolve()) in printed
@@ -106,10 +112,7 @@ def test_smoke(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", sorted(SCREENING))
 def test_smoke_of_a_recipe_that_judges(name, tmp_path, capsys):
-    recipe = load_recipe(name)
-    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run")
-    if name in TREES:
-        options = replace(options, data=TREES[name](tmp_path / "data"))
+    recipe, options = smoke_of(name, tmp_path)
     recipe.main(options)
     printed = capsys.readouterr().out
     page = (options.run / "index.html").read_text()

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from test_hostile import fails, read_rows
 
-from sance_audio import EnergyDetector, cli, scored_page
+from sance_audio import EnergyDetector, cli, scored_page, streams
 from sance_audio.scored_page import Beside, Scored, embedded
 
 RATE = 8000
@@ -145,8 +145,12 @@ def test_few_recordings_stand_on_one_shelf_each(detector, scored, count):
     assert sorted(names) == sorted(s.name for s in scored[:count])
 
 
-def test_the_oddest_window_of_a_long_recording_is_shown(detector, tmp_path):
-    """The tone lies in seconds 20 to 22 of 31; the last window ends with the recording."""
+@pytest.mark.parametrize("samples", [1, streams.SAMPLES, 2**30])
+def test_the_oddest_window_of_a_long_recording_is_shown(detector, tmp_path, monkeypatch, samples):
+    """The tone lies in seconds 20 to 22 of 31; the last window ends with the recording. Whether
+    windows come one at a time, some, or all together.
+    """
+    monkeypatch.setattr(streams, "SAMPLES", samples)
     for second, expected in ((20, (15.0, 20.0)), (29, (20.0, 21.0))):
         wave = np.concatenate([noise(second), 0.2 * tone(2), noise(31 - second - 2)])
         soundfile.write(tmp_path / "long.wav", wave, RATE)

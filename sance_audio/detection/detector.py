@@ -52,7 +52,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             normals alone.
         score: "typicality" (of all that is known of a clip) or "energy" (the bare energy: a poor
             detector, since low is not the same as normal; without a model one is trained).
-        preset: "smoke", "cpu" or "gpu": how long energies are learnt.
+        preset: "smoke", "cpu" or "gpu": how long energies are learnt; "gpu" differs from "cpu" for
+            the model of `score="energy"` only.
         seed: Of the splits, and of what is learnt.
         alpha: False-alarm rate of `predict`.
         learnt: Use networks; False scores by reference statistics alone.

@@ -14,7 +14,7 @@ LAYERS = {
     "tracks verdicts weights",
     1: "ranking streams features reference networks samplers config ledger holes",
     2: "options generation restoration inversion pictures noise health diagnostics datasets",
-    3: "model resynthesis toys",
+    3: "model resynthesis toys challenge",
     4: "state evaluation trackers tuning",
     5: "checkpoint report",
     6: "training preparation",

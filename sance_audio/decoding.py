@@ -53,10 +53,11 @@ class Recording(NamedTuple):
     """A decoded file, or a part of one."""
 
     waveform: Tensor
-    """`(N,)`, N >= 1, channels averaged."""
+    """`(N,)`, N >= 1: one channel, or the average of all."""
     sample_rate: int
     """In Hz, the file's own."""
     channels: int
+    """That were averaged: the file's, or 1 where one was asked for."""
     partial: str = ""
     """In words: less was there than the header announces; empty where all was."""
 
@@ -78,9 +79,12 @@ class Source:
                 f"{RATES[1]}"
             )
 
-    def blocks(self, first: int = 0, count: int = UNKNOWN) -> Iterator[Tensor]:
+    def blocks(
+        self, first: int = 0, count: int = UNKNOWN, channel: int | None = None
+    ) -> Iterator[Tensor]:
         """Mono blocks `(n,)` of at most `count` samples from `first` on, to the file's end at
-        most. Samples are as they are: NaN or infinite ones too.
+        most: of one channel, or the average of all. Samples are as they are: NaN or infinite ones
+        too.
         """
         skip = first if self._sound.subtype == "VORBIS" else 0  # libsndfile seeks by 64 too far
         if first > skip:
@@ -97,7 +101,9 @@ class Source:
                 skip -= len(x)
                 continue
             count -= len(x)
-            yield torch.from_numpy(x.mean(axis=1, dtype=np.float64).astype(np.float32))
+            if channel is None:
+                x = x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+            yield torch.from_numpy(x[:, channel or 0].copy())
 
     def exact(self, lossless: Container[str]) -> tuple[np.ndarray, str]:
         """All samples `(N, channels)`, and the file's subtype: as int16 or int32, whichever holds
@@ -173,7 +179,12 @@ def info(path: str | Path) -> Info:
         return source.info
 
 
-def load(path: str | Path, start: float = 0.0, seconds: float | None = None) -> Recording:
+def load(
+    path: str | Path,
+    start: float = 0.0,
+    seconds: float | None = None,
+    channel: int | None = None,
+) -> Recording:
     """Decode a file, at its own rate.
 
     Arguments:
@@ -181,26 +192,32 @@ def load(path: str | Path, start: float = 0.0, seconds: float | None = None) -> 
         start: Where to begin, in seconds; what stands before is skipped, not decoded, in formats
             that can seek.
         seconds: How much to decode; to the end when None, or when the end comes first.
+        channel: Which one, from 0; the average of all when None.
 
     Raises:
-        AudioError: missing, empty, not audio, no samples (there), or samples that are NaN or
-            infinite.
+        AudioError: missing, empty, not audio, no such channel, no samples (there), or samples that
+            are NaN or infinite.
     """
     if not start >= 0 or not (seconds is None or seconds > 0):
         raise ValueError(f"expected start >= 0 and seconds > 0, found {start} and {seconds}")
     with opened(path) as source:
         rate, channels, frames, _ = source.info
+        if channel is not None and not 0 <= channel < channels:
+            raise AudioError(
+                f"{shown(path)}: expected a channel {channel}, counted from 0, found {channels} "
+                f"channels"
+            )
         first = round(start * rate)
         count = UNKNOWN if seconds is None else max(1, round(seconds * rate))
         if 0 < frames <= first:
             raise AudioError(f"{shown(path)}: ends at {frames / rate:g} s, before {start:g} s")
-        blocks = list(source.blocks(first, count))
+        blocks = list(source.blocks(first, count, channel))
         if not blocks:
             raise AudioError(f"{shown(path)}: no samples could be decoded at {start:g} s")
         waveform = torch.cat(blocks)
         partial = source.shortfall(len(waveform), first, count)
     refuse_broken(path, int((~waveform.isfinite()).sum()))
-    return Recording(waveform, rate, channels, partial)
+    return Recording(waveform, rate, channels if channel is None else 1, partial)
 
 
 def refuse_broken(path: str | Path, bad: int) -> None:

@@ -27,24 +27,26 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file, or a part of one."""
+    """A file, or a part of one, or one of its channels."""
 
     path: Path
     start: float = 0.0
     """In seconds."""
     seconds: float | None = None
     """Length; up to the end of the file when None."""
+    channel: int | None = None
+    """From 0; all are mixed down when None."""
 
     @property
     def whole(self) -> bool:
-        """Whether it is the whole file."""
-        return self.start == 0 and self.seconds is None
+        """Whether it is the whole file, with all its channels."""
+        return self.start == 0 and self.seconds is None and self.channel is None
 
     def load(self) -> audio.Recording:
-        return audio.load(self.path, self.start, self.seconds)
+        return audio.load(self.path, self.start, self.seconds, self.channel)
 
     def digest(self) -> str:
-        """A hash of the file's bytes and of the part."""
+        """A hash of the file's bytes, of the part and of the channel."""
         try:
             about = self.path.stat()
             whole = _hash(self.path, about.st_mtime_ns, about.st_size)
@@ -52,7 +54,8 @@ class FileSource:
             raise audio.AudioError(
                 f"{audio.shown(self.path)}: cannot be read ({error.strerror})"
             ) from error
-        return whole if self.whole else f"{whole}/{self.start}+{self.seconds}"
+        part = "" if self.start == 0 and self.seconds is None else f"/{self.start}+{self.seconds}"
+        return whole + part + ("" if self.channel is None else f"#{self.channel}")
 
 
 @functools.cache

@@ -1,4 +1,6 @@
-"""Downloads: from a server on this machine; archives that would write where they must not."""
+"""Archives: unpacked whole or not at all; those that would write where they must not, or more than
+they may. Corpora that are fetched as archives, from a server on this machine.
+"""
 
 import io
 import tarfile
@@ -7,6 +9,7 @@ import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,7 +45,7 @@ def served(tmp_path):
     (tmp_path / "served").mkdir()
     handler = partial(Quiet, directory=str(tmp_path / "served"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -131,3 +134,77 @@ def test_an_archive_of_a_folder_as_it_stands(tmp_path):
         archive.add(tmp_path / "folder", ".")
     archives.unpack(tmp_path / "a.tar.gz", tmp_path / "corpus")
     assert (tmp_path / "corpus" / "a.txt").read_text() == "1"
+
+
+def test_a_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "FLOOR", 2**16)
+    zeros = bytes(2**22)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.wav", zeros)
+    for path in (tmp_path / "a.zip", tarred(tmp_path / "a.tar.gz", "zeros.wav", zeros)):
+        monkeypatch.setattr(archives, "_extract", lambda *_: pytest.fail("written"))
+        with pytest.raises(ValueError, match=r"at most .* found 4\.2 MB; nothing was unpacked"):
+            archives.unpack(path, tmp_path / "corpus")
+        monkeypatch.undo()
+        archives.unpack(path, tmp_path / "corpus", most=2**22)
+        with pytest.raises(ValueError, match="Do not trust"):
+            archives.unpack(path, tmp_path / "other", most=2**22 - 1)
+        assert not (tmp_path / "other").exists()
+        monkeypatch.setattr(archives, "FLOOR", 2**16)
+
+
+def test_many_files_are_a_bomb_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MEMBERS", 3)
+    zipped(tmp_path / "a.zip", {f"{i}.wav": b"" for i in range(4)})
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(5):
+            archive.addfile(tarfile.TarInfo(f"{i}.wav"))
+    for path in (tmp_path / "a.zip", tmp_path / "a.tar"):
+        with pytest.raises(ValueError, match="at most 3 files"):
+            archives.unpack(path, tmp_path / "corpus")
+
+
+def test_bytes_are_counted_whatever_an_archive_says(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "a.zip", {"a.wav": bytes(100), "b.wav": bytes(100)})
+    monkeypatch.setattr(archives, "_refuse_bombs", lambda *_: None)
+    with pytest.raises(ValueError, match="found more than it announces"):
+        archives.unpack(path, tmp_path / "corpus", most=150)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"], "nothing is left behind"
+
+
+def test_a_zip_that_lies_of_its_sizes_is_damaged(tmp_path):
+    """Its directory announces one byte of a thousand."""
+    path = zipped(tmp_path / "a.zip", {"a.wav": bytes(1000)})
+    content = path.read_bytes()
+    assert content.count((1000).to_bytes(4, "little") * 2) == 2
+    path.write_bytes(content.replace((1000).to_bytes(4, "little") * 2, b"\1\0\0\0" * 2))
+    with pytest.raises(ValueError, match="damaged archive"):
+        archives.unpack(path, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_an_archive_that_finds_no_room_is_not_begun(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "a.zip", {"a.wav": bytes(1000)})
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    with pytest.raises(ValueError, match=r"room for 1\.0 kB, found 999 bytes free"):
+        archives.unpack(path, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_file_where_a_folder_must_be(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"a": b"1", "a/b.wav": b"2"})
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        archives.unpack(path, tmp_path / "corpus")
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        archives.unpack(tmp_path / "gone.zip", tmp_path / "corpus")
+
+
+def test_what_is_half_there_is_never_unpacked(served, tmp_path):
+    """An archive is fetched anew where only a part of it came, and deleted where that is asked."""
+    folder, address = served
+    zipped(folder / "v1.zip", {"a": b"1"})
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "a.zip.part").write_bytes(b"half")
+    found = archives.fetch(f"{address}/v1.zip?download=1", tmp_path / "cache", "a", keep=False)
+    assert (found / "a").read_bytes() == b"1"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["a"]

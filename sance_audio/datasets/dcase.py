@@ -14,7 +14,8 @@ A clip of the evaluation set does not say its label: `id_NN_XXXXXXXX.wav` in 202
 `section_NN_{source,target}_test_NNNN.wav` in 2021, `section_NN[_test]_NNNN.wav` from 2022; its
 split is "evaluation". The same clips with labels in their names, in `test_rename/`, are in "test".
 
-Licence: CC BY-NC-SA 4.0. Source: Zenodo, the records of `YEARS`.
+Licence: CC BY-NC-SA 4.0 (of 2021, 2022 and 2024 not verified: see the record). Source: Zenodo, the
+records of `YEARS`, of which neither the names of the archives nor what lies in them is verified.
 
 References:
     https://dcase.community (task 2 of each year)
@@ -30,13 +31,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sance_audio.datasets import dcase_names, trees
+from sance_audio import processes
+from sance_audio.datasets import dcase_names, trees, zenodo
 from sance_audio.datasets.corpus import FileSource
 from sance_audio.datasets.sections import Listing, SectionClip
 
 SAMPLE_RATE = 16000
-PARTS = re.compile("train|test|source_test|target_test")
-OWN = re.compile(r"dcase(20\d\d)t2")
 
 
 @dataclass(frozen=True)
@@ -47,64 +47,53 @@ class Year:
     additional: int
     """The clips to train on of the evaluation set."""
     evaluation: int
-    machines: tuple[str, ...]
-    """Of the development set, then of the evaluation set alone."""
+    developed: tuple[str, ...]
+    """Machines of the development set."""
+    evaluated: tuple[str, ...]
+    """Machines of the evaluation set."""
     channels: int = 1
     domains: bool = True
     licence: str = "CC BY-NC-SA 4.0"
 
     @property
-    def records(self) -> tuple[int, int, int]:
-        return self.development, self.additional, self.evaluation
+    def machines(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.developed, *self.evaluated)))
 
 
+_OF_2020 = ("fan", "pump", "slider", "ToyCar", "ToyConveyor", "valve")
 _OF_2021 = ("fan", "gearbox", "pump", "slider", "ToyCar", "ToyTrain", "valve")
 _OF_2022 = ("bearing", "fan", "gearbox", "slider", "ToyCar", "ToyTrain", "valve")
 YEARS = {
-    2020: Year(
-        3678171,
-        3727685,
-        3841772,
-        ("fan", "pump", "slider", "ToyCar", "ToyConveyor", "valve"),
-        domains=False,
-    ),
-    2021: Year(4562016, 4660992, 4884786, _OF_2021),
-    2022: Year(6355122, 6462969, 6586456, _OF_2022),
+    2020: Year(3678171, 3727685, 3841772, _OF_2020, _OF_2020, domains=False),
+    2021: Year(4562016, 4660992, 4884786, _OF_2021, _OF_2021),
+    2022: Year(6355122, 6462969, 6586456, _OF_2022, _OF_2022),
     2023: Year(
-        7882613,
-        7830345,
-        7860847,
-        (*_OF_2022, "bandsaw", "grinder", "shaker", "ToyDrone", "ToyNscale", "ToyTank", "Vacuum"),
+        *(7882613, 7830345, 7860847, _OF_2022),
+        ("bandsaw", "grinder", "shaker", "ToyDrone", "ToyNscale", "ToyTank", "Vacuum"),
     ),
     2024: Year(
-        10902294,
-        11259435,
-        11363076,
+        *(10902294, 11259435, 11363076, _OF_2022),
         (
-            *(*_OF_2022, "3DPrinter", "AirCompressor", "BrushlessMotor", "HairDryer"),
-            *("HoveringDrone", "RoboticArm", "Scanner", "ToothBrush", "ToyCircuit"),
+            *("3DPrinter", "AirCompressor", "BrushlessMotor", "HairDryer", "HoveringDrone"),
+            *("RoboticArm", "Scanner", "ToothBrush", "ToyCircuit"),
         ),
     ),
     2025: Year(
-        15097779,
-        15392814,
-        15519362,
+        *(15097779, 15392814, 15519362, _OF_2022),
         (
-            *(*_OF_2022, "AutoTrash", "BandSealer", "CoffeeGrinder", "HomeCamera", "Polisher"),
+            *("AutoTrash", "BandSealer", "CoffeeGrinder", "HomeCamera", "Polisher"),
             *("ScrewFeeder", "ToyPet", "ToyRCCar"),
         ),
     ),
     2026: Year(
-        19336329,
-        20151556,
-        20437238,
-        (
-            *("bearingEmu", "fan", "gearboxEmu", "sliderEmu", "ToyCar", "ToyCarEmu", "valveEmu"),
-            *("BlowerDustCollector", "Sander", "SewingMachine", "ToothBrush", "ToyDrone"),
-        ),
+        *(19336329, 20151556, 20437238),
+        ("bearingEmu", "fan", "gearboxEmu", "sliderEmu", "ToyCar", "ToyCarEmu", "valveEmu"),
+        ("BlowerDustCollector", "Sander", "SewingMachine", "ToothBrush", "ToyDrone"),
         channels=2,
     ),
 }
+PARTS = re.compile("train|test|source_test|target_test")
+OWN = re.compile(r"dcase(20\d\d)t2")
 
 
 def listing(
@@ -113,22 +102,30 @@ def listing(
     cache: str | Path = "data",
     *,
     machines: Collection[str] | None = None,
+    evaluation: bool = False,
 ) -> Listing:
     """List the corpus of a year.
 
     Arguments:
-        root: A folder with the corpus, a machine's folder, or one anywhere between.
+        root: A folder with the corpus, a machine's folder, or one anywhere between. None downloads
+            what is not there into the cache.
         year: One of `YEARS`.
         cache: Where downloads are kept.
         machines: Some of the year's; all of its that are there when None. A folder of another name
             is read if it is named here.
+        evaluation: Download the evaluation set too. It is downloaded anyway for machines that are
+            named here and in no other.
 
     Raises:
-        ValueError: no such year or folder, none of the machines, or one with nothing to train on.
+        ValueError: no such year or folder, none of the machines, or one with nothing to train on;
+            as `zenodo.fetch_all`.
     """
     if year not in YEARS:
         raise ValueError(f"year={year}: expected one of {', '.join(map(str, YEARS))}")
-    root = Path(root) if root is not None else Path(cache) / f"dcase{year}t2"
+    if root is None:
+        root = Path(cache) / f"dcase{year}t2"
+        _download(root, year, machines, evaluation)
+    root = Path(root)
     report = trees.Report(root)
     found = _machine_folders(root, year, machines or (), report)
     if not found:
@@ -216,6 +213,40 @@ def _once(clips: list[SectionClip], report: trees.Report) -> list[SectionClip]:
     return sorted(first.values(), key=lambda clip: clip.name)
 
 
+def _download(root: Path, year: int, machines: Collection[str] | None, evaluation: bool) -> None:
+    """Fetch what is wanted and not there: `{dev,eval}_data/raw/{archive}/{machine}/`."""
+    about = YEARS[year]
+    wanted = set(about.machines if machines is None else machines)
+    unknown = sorted(wanted - set(about.machines))
+    if unknown:
+        raise ValueError(
+            f"machines={', '.join(unknown)}: expected some of {year}: {', '.join(about.machines)}"
+        )
+    alone = set(machines or ()) - set(about.developed)
+    dev, eva = "dev_data/raw", "eval_data/raw"
+    developed = {
+        f"{dev}/dev_{m}": f"dev(?:_data)?_{m}"
+        for m in about.developed
+        if m in wanted and not (root / dev / m).is_dir()
+    }
+    train, test = (
+        {
+            f"{eva}/eval_{m}_{part}": f"eval_data_{part}_{m}|eval_data_{m}_{part}"
+            for m in about.evaluated
+            if m in wanted and (evaluation or m in alone)
+            if not any((root / eva / m).glob(f"*{part}"))
+        }
+        for part in ("train", "test")
+    )
+
+    def fetch() -> None:
+        zenodo.fetch_all(about.development, developed, root)
+        zenodo.fetch_all(about.additional, train, root)
+        zenodo.fetch_all(about.evaluation, test, root)
+
+    processes.on_main(fetch)
+
+
 def _remedy(root: Path, year: int, report: trees.Report) -> str:
     about, lines = YEARS[year], report.lines
     expected = "{normal,anomaly}_id_00_00000000.wav" if year == 2020 else "section_00_*.wav"
@@ -223,6 +254,7 @@ def _remedy(root: Path, year: int, report: trees.Report) -> str:
     return (
         f"{trees.shown(root)}: expected DCASE {year} task 2, {{machine}}/{{train,test}}/{expected}"
         f", of the machines {', '.join(about.machines)}; found {trees.found_in(root)}{foreign}; "
-        f"fetch it from https://zenodo.org/records/{about.development} (to evaluate: "
-        f"{about.additional}, {about.evaluation}; {about.licence}) and unpack it there"
+        f"name no folder to download it, or fetch it from https://zenodo.org/records/"
+        f"{about.development} (to evaluate: {about.additional}, {about.evaluation}; "
+        f"{about.licence}) and unpack it there"
     )

@@ -21,7 +21,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from sance_audio.datasets import trees
+from sance_audio import processes
+from sance_audio.datasets import trees, zenodo
 from sance_audio.datasets.corpus import FileSource
 from sance_audio.datasets.sections import Listing, SectionClip
 
@@ -49,17 +50,23 @@ def listing(
     """List the corpus.
 
     Arguments:
-        root: A folder with the corpus, a machine's folder, or one anywhere between.
+        root: A folder with the corpus, a machine's folder, or one anywhere between. None downloads
+            what is not there into the cache: some 10 GB for one machine at one ratio, which must
+            be named.
         cache: Where downloads are kept.
         machines: Some of `MACHINES`; all that are there when None.
         snr: One of `RATIOS`; all that are there when None. Clips say theirs in `attributes`.
 
     Raises:
-        ValueError: no such folder or ratio, none of the machines, or one with nothing to train on.
+        ValueError: no such folder or ratio, none of the machines, or one with nothing to train on;
+            as `zenodo.fetch_all`.
     """
     if snr is not None and snr not in RATIOS:
         raise ValueError(f"snr={snr}: expected one of {RATIOS}, in dB, or None for all")
-    root = Path(root) if root is not None else Path(cache) / "mimii"
+    if root is None:
+        root = Path(cache) / "mimii"
+        _download(root, machines, snr)
+    root = Path(root)
     report = trees.Report(root)
     found = _machine_folders(root, snr, report)
     if not found:
@@ -129,9 +136,26 @@ def _section(
     ]
 
 
+def _download(root: Path, machines: Collection[str] | None, snr: int | None) -> None:
+    """Fetch what is wanted and not there: `{snr}_dB_{machine}/{machine}/`."""
+    unknown = sorted(set(machines or ()) - set(MACHINES))
+    if unknown:
+        raise ValueError(f"machines={', '.join(unknown)}: expected some of {', '.join(MACHINES)}")
+    if snr is None and not root.is_dir():
+        raise ValueError(
+            f"snr=None: expected one of {RATIOS} to download, some 10 GB a machine; or name the "
+            f"folder of the corpus"
+        )
+    names = (
+        [] if snr is None else [f"{snr}_dB_{m}" for m in MACHINES if m in (machines or MACHINES)]
+    )
+    processes.on_main(lambda: zenodo.fetch_all(RECORD, {name: name for name in names}, root))
+
+
 def _remedy(root: Path, snr: int | None) -> str:
     wanted = "" if snr is None else f" at {snr} dB"
     return (
         f"{trees.shown(root)}: expected MIMII{wanted}, {LAYOUT}, found {trees.found_in(root)}; "
-        f"fetch it from https://zenodo.org/records/{RECORD} ({LICENCE}) and unpack it there"
+        f"name no folder to download it, or fetch it from https://zenodo.org/records/{RECORD} "
+        f"({LICENCE}) and unpack it there"
     )

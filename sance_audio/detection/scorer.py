@@ -9,7 +9,7 @@ the other half, which it did not see. z are the cross-fitted terms of `typicalit
 
 from __future__ import annotations
 
-__all__ = ["Scorer"]
+__all__ = ["Network", "Scorer", "halves_of", "views_of"]
 
 from collections.abc import Sequence
 
@@ -31,6 +31,8 @@ FEWEST = 8
 """Windows below which no network is learnt."""
 
 Array = np.ndarray
+Network = tuple[Contrast, Typicality]
+"""A network, with the typicality of its view."""
 
 
 class Scorer:
@@ -45,7 +47,7 @@ class Scorer:
     def __init__(
         self,
         vectors: dict[str, Typicality],
-        networks: Sequence[tuple[Contrast, Typicality]],
+        networks: Sequence[Network],
         normal: Array,
     ):
         self.vectors, self.networks, self.normal = vectors, list(networks), normal
@@ -66,20 +68,18 @@ class Scorer:
                 f"the {len(rows)} normal clips are all alike: there is no telling what else is "
                 f"normal; pass different recordings"
             )
-        rng = np.random.default_rng(seed)
-        folds, total = folds_of(groups, FOLDS, rng), np.zeros(len(rows))
+        (folds, halves), total = _splits(groups, seed), np.zeros(len(rows))
         vectors: dict[str, Typicality] = {}
         for name, v in sorted(found.items()):
             vectors[name], own = Typicality.fit(v, folds)
             total += own.sum(1)
         networks = []
         if config is not None and len(rows) >= FEWEST:
-            halves = folds_of(groups, HALVES, rng)
             for j in np.unique(halves):
                 seen = [row.log_mel for row, h in zip(rows, halves, strict=True) if h != j]
                 with threads_of(1), torch.enable_grad():
                     network = Contrast.fit(seen, config, seed * 10 + int(j))
-                views = _views(network, [r for r, h in zip(rows, halves, strict=True) if h == j])
+                views = views_of(network, [r for r, h in zip(rows, halves, strict=True) if h == j])
                 typicality, own = Typicality.fit(views, folds[halves == j])
                 networks.append((network, typicality))
                 total[halves == j] += NETWORK_WEIGHT * own.mean(1)
@@ -90,7 +90,7 @@ class Scorer:
         found = gathered(rows)
         total = sum(t.z(found[name]).sum(1) for name, t in self.vectors.items())
         if self.networks:
-            z = [t.z(_views(network, rows)).mean(1) for network, t in self.networks]
+            z = [t.z(views_of(network, rows)).mean(1) for network, t in self.networks]
             total = total + NETWORK_WEIGHT * np.mean(z, 0)
         return np.asarray(total)
 
@@ -106,6 +106,12 @@ class Scorer:
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor]) -> Scorer:
+        """Of what `tensors` gave, one for domains too."""
+        if "target.normal" in tensors:
+            from sance_audio.detection.domains import DomainScorer
+
+            return DomainScorer.restore(tensors)
+
         def typicality(prefix: str) -> Typicality:
             arrays = {k: v.numpy().copy() for k, v in below(tensors, prefix).items()}
             return Typicality.restore(arrays)  # copies are aligned, as what was fitted is
@@ -120,7 +126,18 @@ class Scorer:
         return cls(vectors, networks, tensors["normal"].numpy())
 
 
-def _views(network: Contrast, rows: Sequence[Row]) -> Array:
+def halves_of(groups: Array, seed: int) -> Array:
+    """The half `(n,)` that each row's view is judged with: that of the network of its number."""
+    return _splits(groups, seed)[1]
+
+
+def _splits(groups: Array, seed: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return folds_of(groups, FOLDS, rng), folds_of(groups, HALVES, rng)
+
+
+def views_of(network: Contrast, rows: Sequence[Row]) -> Array:
+    """What a network says of rows, `(n, D)`."""
     with threads_of(1):
         return np.stack([network(row.log_mel)[0] for row in rows])
 

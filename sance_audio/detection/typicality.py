@@ -58,16 +58,31 @@ class Fold(NamedTuple):
 
 def fold(v: Array, rng: np.random.Generator) -> Fold:
     """Fit on normals `(n, D)`, n >= 1."""
+    mean, scale = v.mean(0), scale_of(v)
+    z = (v - mean) * scale
+    return Fold(mean, scale, precision_of(z), kept_of(z, rng))
+
+
+def scale_of(v: Array) -> Array:
+    """1 / deviation of normals `(n, D)`, 0 for a constant statistic."""
+    spread = v.std(0)
+    return np.where(spread > CONSTANT, 1 / np.maximum(spread, CONSTANT), 0.0)
+
+
+def precision_of(z: Array) -> Array:
+    """P `(D, D)` of vectors `(n, D)` about zero."""
     from sklearn.covariance import LedoitWolf
 
-    mean, spread = v.mean(0), v.std(0)
-    scale = np.where(spread > CONSTANT, 1 / np.maximum(spread, CONSTANT), 0.0)
-    z = (v - mean) * scale
-    precision = (
-        LedoitWolf(assume_centered=True).fit(z).precision_ if len(z) > 1 else np.eye(len(mean))
+    found = (
+        LedoitWolf(assume_centered=True).fit(z).precision_ if len(z) > 1 else np.eye(z.shape[1])
     )
+    return np.ascontiguousarray(found)
+
+
+def kept_of(z: Array, rng: np.random.Generator) -> Array:
+    """Those of `(n, D)` that distances are taken to."""
     kept = z if len(z) <= KEPT else z[np.sort(rng.permutation(len(z))[:KEPT])]
-    return Fold(mean, scale, np.ascontiguousarray(precision), np.ascontiguousarray(kept))
+    return np.ascontiguousarray(kept)
 
 
 class Typicality:

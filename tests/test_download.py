@@ -3,7 +3,10 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +37,8 @@ class Server:
     asked: list[str] = field(default_factory=list)
     """The `Range` of each request."""
     address: str = ""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    """Cleared: answers do not end."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         wanted = handler.headers.get("Range", "")
@@ -54,6 +59,7 @@ class Server:
         handler.end_headers()
         end = start + self.cuts.pop(0) if self.cuts else n
         handler.wfile.write(self.content[start:end])
+        self.stalled.wait(30)
         handler.close_connection = True
 
 
@@ -63,6 +69,7 @@ def server(monkeypatch):
     monkeypatch.setattr(download, "PATIENCE", 5.0)
     monkeypatch.setattr(download, "BLOCK", 1000)
     served = Server()
+    served.stalled.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -87,7 +94,7 @@ def alone(path: Path) -> bool:
 
 
 def cut_off(server: Server, file: Path, monkeypatch) -> int:
-    """Leave a part of the file behind, as a process does that is killed: its size."""
+    """Leave a part of the file behind: its size."""
     server.cuts, server.asked = [100_000], []
     with monkeypatch.context() as patch:
         patch.setattr(download, "TRIES", 1)
@@ -117,13 +124,34 @@ def test_a_cut_transfer_goes_on_by_itself(server, tmp_path):
     assert alone(file)
 
 
-def test_a_killed_transfer_goes_on_next_time(server, tmp_path, monkeypatch):
+def test_a_transfer_goes_on_next_time(server, tmp_path, monkeypatch):
     file = tmp_path / "a.zip"
     n = cut_off(server, file, monkeypatch)
     assert not file.exists(), "half a file has no name"
     assert download.download(server.address, file).read_bytes() == CONTENT
     assert server.asked == [f"bytes={n}-"]
     assert alone(file)
+
+
+def test_a_process_killed_within_a_transfer_leaves_what_can_be_gone_on_from(server, tmp_path):
+    server.cuts = [200_000]
+    server.stalled.clear()
+    file = tmp_path / "a.zip"
+    code = "from pathlib import Path; from sance_audio.datasets.download import download as d; "
+    code += f"d({server.address!r}, Path({str(file)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    part = file.with_name("a.zip.part")
+    until = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    server.stalled.set()
+    n = part.stat().st_size
+    assert 0 < n <= 200_000
+    assert not file.exists()
+    assert download.download(server.address, file).read_bytes() == CONTENT
+    assert server.asked[-1] == f"bytes={n}-"
 
 
 def test_bytes_that_a_kill_kept_from_the_disk_are_fetched_again(server, tmp_path, monkeypatch):

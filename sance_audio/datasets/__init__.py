@@ -2,6 +2,10 @@
 
     prepare(root, ...) -> Corpus
 
+and, for sounds of machines in order and odd (`mimii`, `toyadmos`, `dcase`),
+
+    listing(root, ...) -> Listing
+
 A `Corpus` lists clips with a label, a split and a source; it holds no audio. `cache` turns clips
 into log-mels on disk.
 """

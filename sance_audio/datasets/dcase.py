@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sance_audio import processes
+from sance_audio.audio import shown
 from sance_audio.datasets import dcase_names, trees, zenodo
 from sance_audio.datasets.corpus import FileSource
 from sance_audio.datasets.sections import Listing, SectionClip
@@ -252,7 +253,7 @@ def _remedy(root: Path, year: int, report: trees.Report) -> str:
     expected = "{normal,anomaly}_id_00_00000000.wav" if year == 2020 else "section_00_*.wav"
     foreign = f" ({len(lines)} foreign, such as {lines[0]})" if lines else ""
     return (
-        f"{trees.shown(root)}: expected DCASE {year} task 2, {{machine}}/{{train,test}}/{expected}"
+        f"{shown(root)}: expected DCASE {year} task 2, {{machine}}/{{train,test}}/{expected}"
         f", of the machines {', '.join(about.machines)}; found {trees.found_in(root)}{foreign}; "
         f"name no folder to download it, or fetch it from https://zenodo.org/records/"
         f"{about.development} (to evaluate: {about.additional}, {about.evaluation}; "

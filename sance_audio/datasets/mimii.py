@@ -22,6 +22,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sance_audio import processes
+from sance_audio.audio import shown
 from sance_audio.datasets import trees, zenodo
 from sance_audio.datasets.corpus import FileSource
 from sance_audio.datasets.sections import Listing, SectionClip
@@ -155,7 +156,7 @@ def _download(root: Path, machines: Collection[str] | None, snr: int | None) -> 
 def _remedy(root: Path, snr: int | None) -> str:
     wanted = "" if snr is None else f" at {snr} dB"
     return (
-        f"{trees.shown(root)}: expected MIMII{wanted}, {LAYOUT}, found {trees.found_in(root)}; "
+        f"{shown(root)}: expected MIMII{wanted}, {LAYOUT}, found {trees.found_in(root)}; "
         f"name no folder to download it, or fetch it from https://zenodo.org/records/{RECORD} "
         f"({LICENCE}) and unpack it there"
     )

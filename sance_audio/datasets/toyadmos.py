@@ -24,9 +24,10 @@ __all__ = ["listing", "MACHINES", "SAMPLE_RATE", "LICENCE", "RECORD"]
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from sance_audio.audio import shown
 from sance_audio.datasets import trees
 from sance_audio.datasets.corpus import FileSource
 from sance_audio.datasets.sections import Listing, SectionClip
@@ -67,7 +68,7 @@ def listing(
     report = trees.Report(root)
     found = _machine_folders(root, report)
     if not found:
-        raise ValueError(_remedy(f"{trees.shown(root)}: found {trees.found_in(root)}"))
+        raise ValueError(_remedy(f"{shown(root)}: found {trees.found_in(root)}"))
     wanted = trees.chosen(root, {folder.name for folder in found}, machines)
     others: Counter[str] = Counter()
     clips = [
@@ -79,9 +80,7 @@ def listing(
     ]
     if not clips:
         heard = f", of the channels {', '.join(sorted(others))}" if others else ""
-        raise ValueError(
-            _remedy(f"{trees.shown(root)}: found no clip of channel {channel}{heard}")
-        )
+        raise ValueError(_remedy(f"{shown(root)}: found no clip of channel {channel}{heard}"))
     trees.refuse_untrainable(root, clips)
     return Listing("ToyADMOS", LICENCE, sorted(clips, key=lambda clip: clip.name), report.lines)
 
@@ -109,30 +108,20 @@ def _case(
     if CASE.fullmatch(folder.name) is None:
         report.add(folder, "expected a folder named case1 to case4")
         return []
-    files: dict[str, list[tuple[Path, str]]] = {}
+    files: dict[str, list[tuple[Path, str]]] = {part: [] for part in KINDS}
     for part in trees.folders(folder, report):
         if part.name not in KINDS:
             report.add(part, f"expected folders named {', '.join(KINDS)}")
             continue
-        files[part.name] = []
-        for path in trees.sounds(part, report):
-            match = NAME.fullmatch(path.name)
-            says = match and (match[1], match[2], match[3].rstrip("0123456789"), match[4])
-            if match is None or says != (machine, folder.name, *KINDS[part.name]):
-                condition, kind = KINDS[part.name]
-                report.add(
-                    path,
-                    f"expected a name as *_{machine}_{folder.name}_{condition}"
-                    f"{'01' if condition == 'ab' else ''}_{kind}_ch1_0001.wav",
-                )
-            elif match[5] == str(channel):
-                files[part.name].append((path, match[3]))
+        for path, condition, heard in _named(part, machine, report):
+            if heard == channel:
+                files[part.name].append((path, condition))
             else:
-                others[match[5]] += 1
-    normals = files.get("NormalSound_IND", [])
-    judged = trees.held_out(len(normals), len(files.get("AnomalousSound_IND", [])))
+                others[str(heard)] += 1
+    normals = files["NormalSound_IND"]
+    judged = trees.held_out(len(normals), len(files["AnomalousSound_IND"]))
     split = {path: "test" if i < judged else "train" for i, (path, _) in enumerate(normals)}
-    split |= {path: "supplemental" for path, _ in files.get("NormalSound_CNT", [])}
+    split |= {path: "supplemental" for path, _ in files["NormalSound_CNT"]}
     return [
         SectionClip(
             trees.name_of(root, path),
@@ -146,6 +135,23 @@ def _case(
         for paths in files.values()
         for path, condition in paths
     ]
+
+
+def _named(folder: Path, machine: str, report: trees.Report) -> Iterator[tuple[Path, str, int]]:
+    """The files of a case that are named as they should be there, each with its condition and
+    channel.
+    """
+    condition, kind = KINDS[folder.name]
+    expected = machine, folder.parent.name, condition, kind
+    number = "01" if condition == "ab" else ""
+    for path in trees.sounds(folder, report):
+        match = NAME.fullmatch(path.name)
+        says = match and (match[1], match[2], match[3].rstrip("0123456789"), match[4])
+        if match and says == expected:
+            yield path, match[3], int(match[5])
+        else:
+            form = f"*_{machine}_{folder.parent.name}_{condition}{number}_{kind}_ch1_0001.wav"
+            report.add(path, f"expected a name as {form}")
 
 
 def _remedy(found: str) -> str:

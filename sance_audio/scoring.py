@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "Scored", "check_output", "score_files"]
+__all__ = [
+    "COLUMNS",
+    "NUMBERS",
+    "Row",
+    "Scored",
+    "check_output",
+    "identity",
+    "keep_all",
+    "score_files",
+    "scored_groups",
+]
 
+import csv
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sance_audio import __version__, parquet
 from sance_audio.audio import AudioError
 from sance_audio.detection import EnergyDetector
 from sance_audio.streams import Sound
+from sance_audio.weights import locate
 
 COLUMNS = (
     "path",
@@ -25,8 +39,11 @@ COLUMNS = (
     "duration_seconds",
     "notes",
 )
+NUMBERS = ("energy", "anomaly_score", "p_value", "duration_seconds")
+"""Columns of numbers; the others are text."""
 GROUP, GROUP_SECONDS = 64, 300.0
 """Files, and seconds of sound, scored together at most; their rows are finished together."""
+WEIGHTS = "detector.safetensors"
 
 Row = dict[str, Any]
 Listened = tuple[Path, Sound | None, str]
@@ -51,6 +68,23 @@ class Scored:
         """Computing time per second of sound."""
         return self.seconds / max(self.seconds_of_sound, 1e-9)
 
+    def count(self, rows: Iterable[Row]) -> None:
+        """Add rows to the figures."""
+        for row in rows:
+            self.files += 1
+            self.seconds_of_sound += row.get("duration_seconds", 0.0)
+            if "anomaly_score" not in row:
+                self.failed += 1
+                self.problem = self.problem or row["notes"]
+
+    def count_in(self, other: Scored) -> None:
+        """Add the figures of another run."""
+        self.files += other.files
+        self.failed += other.failed
+        self.problem = self.problem or other.problem
+        self.seconds_of_sound += other.seconds_of_sound
+        self.seconds += other.seconds
+
 
 def score_files(
     detector: EnergyDetector, paths: Iterable[Path], keep: Callable[[list[Row]], None]
@@ -63,26 +97,65 @@ def score_files(
         keep: Takes finished rows, in the order of the files, group by group, with the keys
             `COLUMNS`; only path and notes where a file could not be read.
     """
+    return keep_all(scored_groups(detector, paths), keep)
+
+
+def scored_groups(
+    detector: EnergyDetector, paths: Iterable[Path]
+) -> Generator[list[Row], None, None]:
+    """The rows that `score_files` keeps, made when asked for."""
+    return (_rows(detector, group) for group in _groups(detector, paths))
+
+
+def keep_all(groups: Iterable[list[Row]], keep: Callable[[list[Row]], None]) -> Scored:
+    """Have rows kept as they come, and count them."""
     scored, began = Scored(), time.perf_counter()
-    for group in _groups(detector, paths):
-        rows = _rows(detector, group)
-        for row in rows:
-            scored.files += 1
-            scored.seconds_of_sound += row.get("duration_seconds", 0.0)
-            if "anomaly_score" not in row:
-                scored.failed += 1
-                scored.problem = scored.problem or row["notes"]
+    for rows in groups:
+        scored.count(rows)
         keep(rows)
         scored.seconds = time.perf_counter() - began
     return scored
 
 
+def identity(run: str | Path, detector: EnergyDetector) -> dict[str, str | None]:
+    """What tells rows of the detector of a run folder from those of any other."""
+    content = locate(run, WEIGHTS).read_bytes()
+    return {
+        "version of sance_audio": __version__,
+        "detector": hashlib.sha256(content).hexdigest(),
+        "model": detector.model_digest_,
+    }
+
+
 def check_output(path: Path) -> None:
-    """Raise ValueError, before any work is done, where rows could not be written."""
-    if path.suffix.lower() != ".csv":
-        raise ValueError(f"--out {path}: expected a name ending in .csv")
+    """Raise ValueError, before any work is done, where rows could not be written, or would take
+    the place of what is not ours.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise ValueError(f"--out {path}: expected a name ending in .csv or .parquet")
     if path.is_dir():
         raise ValueError(f"--out {path}: a folder stands there; name a file")
+    if kind == ".parquet":
+        parquet.require()
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+        return
+    found = parquet.columns_of(path) if kind == ".parquet" else _header(path)
+    if found != list(COLUMNS):
+        shown = "no such file" if found is None else " ".join(map(ascii, found))[:80]
+        raise ValueError(
+            f"--out {path}: what stands there was not written by this command (found columns: "
+            f"{shown}; expected: {' '.join(COLUMNS)}); move it away, or name another file"
+        )
+
+
+def _header(path: Path) -> list[str] | None:
+    """The first row of a CSV; None where it has none."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader([file.readline(2**16)]), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
 
 
 def _groups(detector: EnergyDetector, paths: Iterable[Path]) -> Iterator[list[Listened]]:

@@ -10,9 +10,9 @@ import sance_audio
 PACKAGE = Path(sance_audio.__file__).parent
 
 LAYERS = {
-    0: "files processes rows headers decoding audio chunks divergences energy gaussian metrics "
-    "tracks verdicts weights",
-    1: "ranking streams features reference networks samplers config ledger holes",
+    0: "files processes rows headers decoding audio chunks divergences energy gaussian locks "
+    "metrics parquet tracks verdicts weights",
+    1: "ranking resumed streams features reference networks samplers config ledger holes",
     2: "options generation restoration inversion pictures noise health diagnostics datasets",
     3: "model resynthesis toys challenge",
     4: "state evaluation trackers tuning",
@@ -21,7 +21,7 @@ LAYERS = {
     7: "workflow assessment normals",
     8: "detection experiments",
     9: "scoring anomalies scored_page",
-    10: "recipe screening",
+    10: "recipe screening workers",
     11: "cli",
     12: "__main__",
 }

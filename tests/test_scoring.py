@@ -25,6 +25,8 @@ from sance_audio.weights import save_weights
 
 RATE, WINDOW, PEAK = 4000, 960, 0.5
 FLAC_WAV = ("wav", "flac")
+OLD = ",".join(COLUMNS) + "\nold,1,2,.5,,3,\n"
+"""What an earlier run wrote, and a new one may replace."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -255,7 +257,7 @@ def test_rows_appear_group_by_group_and_the_old_file_stays_until_the_end(
     small_run, tmp_path, monkeypatch
 ):
     out, part = tmp_path / "scores.csv", tmp_path / "scores.csv.part"
-    out.write_text("old")
+    out.write_text(OLD)
     monkeypatch.setattr("sance_audio.scoring.GROUP", 4)
     seen = []
     assess = EnergyDetector.assess_windows
@@ -266,7 +268,7 @@ def test_rows_appear_group_by_group_and_the_old_file_stays_until_the_end(
 
     monkeypatch.setattr(EnergyDetector, "assess_windows", watched)
     cli.main(["score", str(small_run), str(sounds(tmp_path / "s", 10)), "--out", str(out)])
-    assert seen == [("old", 0), ("old", 4), ("old", 8)]
+    assert seen == [(OLD, 0), (OLD, 4), (OLD, 8)]
     assert len(read_rows(out)) == 10
     assert list(read_rows(out)[0]) == list(COLUMNS)
     assert not part.exists()
@@ -274,7 +276,7 @@ def test_rows_appear_group_by_group_and_the_old_file_stays_until_the_end(
 
 def test_an_interrupt_leaves_the_finished_rows(small_run, tmp_path, monkeypatch, capsys):
     out, part = tmp_path / "scores.csv", tmp_path / "scores.csv.part"
-    out.write_text("old")
+    out.write_text(OLD)
     monkeypatch.setattr("sance_audio.scoring.GROUP", 4)
     assess, calls = EnergyDetector.assess_windows, []
 
@@ -290,7 +292,7 @@ def test_an_interrupt_leaves_the_finished_rows(small_run, tmp_path, monkeypatch,
     assert caught.value.code == 130
     error = capsys.readouterr().err.strip()
     assert error == f"sance-audio: interrupted; 8 finished rows kept in {part}"
-    assert out.read_text() == "old"
+    assert out.read_text() == OLD
     assert len(read_rows(part)) == 8
 
 
@@ -321,11 +323,11 @@ def test_a_kill_leaves_the_finished_rows(small_run, tmp_path):
 def test_without_a_scored_file_nothing_is_left(small_run, tmp_path, capsys):
     (tmp_path / "bad.wav").write_text("no sound")
     out = tmp_path / "scores.csv"
-    out.write_text("old")
+    out.write_text(OLD)
     with pytest.raises(SystemExit):
         cli.main(["score", str(small_run), str(tmp_path / "bad.wav"), "--out", str(out)])
     assert "none of 1 files" in capsys.readouterr().err
-    assert out.read_text() == "old"
+    assert out.read_text() == OLD
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "scores.csv"]
 
 
@@ -371,7 +373,7 @@ def limited(limit: int, *arguments: object) -> subprocess.CompletedProcess:
 
 def test_a_file_that_cannot_grow_keeps_the_finished_rows(small_run, tmp_path):
     folder, out = sounds(tmp_path / "s", 40), tmp_path / "scores.csv"
-    out.write_text("old")
+    out.write_text(OLD)
     part = tmp_path / "scores.csv.part"
     done = limited(3000, "score", small_run, folder, "--out", out)
     assert done.returncode == 2, done.stderr
@@ -385,7 +387,7 @@ def test_a_file_that_cannot_grow_keeps_the_finished_rows(small_run, tmp_path):
     assert part.stat().st_size <= 3000
     assert part.read_bytes().endswith(b"\r\n")
     assert f"File too large; {len(kept)} finished rows kept in {part}" in error
-    assert out.read_text() == "old"
+    assert out.read_text() == OLD
 
 
 def test_not_even_a_header_fits(small_run, tmp_path):
@@ -439,7 +441,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_temporary(small_disk):
 
 def test_a_disk_that_fills_keeps_the_finished_rows(small_run, tmp_path, small_disk, capsys):
     folder, out = sounds(tmp_path / "s", 60), small_disk / "scores.csv"
-    (small_disk / "ballast").write_bytes(bytes(60 * 1024))
+    (small_disk / "ballast").write_bytes(bytes(56 * 1024))
     with pytest.raises(SystemExit) as caught:
         cli.main(["score", str(small_run), str(folder), "--out", str(out)])
     assert caught.value.code == 2

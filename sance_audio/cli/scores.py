@@ -4,9 +4,12 @@ from __future__ import annotations
 
 __all__ = ["Detect", "Score", "detect", "score"]
 
+import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,14 +39,19 @@ class Detect:
 
 @dataclass(frozen=True)
 class Score:
-    """Score files, or whole folders: one row a file, to a CSV; --page: to hear and see, too."""
+    """Score files, or whole folders: one row a file, to CSV or Parquet; --page: to hear and see.
+
+    Ended early, the same command goes on where it stopped.
+    """
 
     run: Positional[str]
     """Run folder, with a detector, and its model if it has one."""
-    paths: Positional[list[Path]]
+    paths: Positional[list[Path]] = field(default_factory=list)
     """Audio files or folders."""
     out: Path = Path("scores.csv")
-    """File to write; until the end, finished rows stand in OUT.part."""
+    """File to write, .csv or .parquet; until the end, finished rows stand in OUT.part."""
+    workers: int = 1
+    """Processes that score, a core each; 1: this one. Rows are the same."""
     page: Path | None = None
     """HTML file to write: ranking, histogram, players, spectrograms with odd regions outlined.
     One file, sounds and pictures in it; none when left out."""
@@ -112,29 +120,35 @@ def _usable(paths: list[Path]) -> list[Path]:
 def score(args: Score) -> None:
     from sance_audio.audio import find_audio
     from sance_audio.detection import EnergyDetector
-    from sance_audio.rows import Rows
-    from sance_audio.scoring import COLUMNS, check_output, score_files
+    from sance_audio.resumed import ResumedRows
+    from sance_audio.scoring import COLUMNS, NUMBERS, Scored, check_output, identity
 
     check_output(args.out)
     _check_page(args)
+    _check_work(args)
     detector = EnergyDetector.from_pretrained(args.run)
-    paths = find_audio(list(args.paths))
-    rows = Rows(args.out, COLUMNS)
+    paths, about, every = find_audio(list(args.paths)), identity(args.run, detector), Scored()
+    rows = ResumedRows(args.out, COLUMNS, NUMBERS, about, paths)
     told: list[dict[str, Any]] = []
     try:
-        with rows:
-            scored = score_files(detector, paths, _both(rows.append, told, args.page is not None))
-            if scored.failed == scored.files:
+        with _termination(), rows:
+            every.count(rows.read())
+            _tell_resumed(rows)
+            scored = _scored(args, detector, rows, about)
+            every.count_in(scored)
+            if every.failed == every.files:
                 rows.discard()
-    except KeyboardInterrupt:
+            elif args.page is not None:
+                told += rows.read()
+    except KeyboardInterrupt as error:
         print(f"sance-audio: interrupted; {rows.kept()}", file=sys.stderr)
-        raise SystemExit(130) from None
-    if scored.failed == scored.files:
+        raise SystemExit(143 if isinstance(error, _Terminated) else 130) from None
+    if every.failed == every.files:
         raise ValueError(
-            f"none of {scored.files} files could be scored; the first: {scored.problem}"
+            f"none of {every.files} files could be scored; the first: {every.problem}"
         )
     print(
-        f"{scored.files - scored.failed} files scored, {scored.failed} could not be read; "
+        f"{every.files - every.failed} files scored, {every.failed} could not be read; "
         f"rows in {args.out}\n"
         f"{scored.seconds_of_sound:.1f} s of sound in {scored.seconds:.2f} s: real-time factor "
         f"{scored.real_time_factor:.4f}"
@@ -143,17 +157,78 @@ def score(args: Score) -> None:
         _write_page(detector, told, args, args.page)
 
 
-def _both(
-    append: Callable[[list[dict[str, Any]]], None], told: list[dict[str, Any]], keep: bool
-) -> Callable[[list[dict[str, Any]]], None]:
-    """Rows go to the file, and into memory where a page is made of them."""
+def _scored(args: Score, detector: Any, rows: Any, about: dict[str, Any]) -> Any:
+    """Score what has no row yet, here or in workers; what was done."""
+    from tqdm import tqdm
 
-    def take(rows: list[dict[str, Any]]) -> None:
-        append(rows)
-        if keep:
-            told.extend(rows)
+    from sance_audio.scoring import keep_all, scored_groups
+    from sance_audio.workers import TASK, scored_by_workers
 
-    return take
+    left, wait = len(rows.files) - rows.count, 0.1 if sys.stderr.isatty() else 60.0
+    workers = min(args.workers, -(-left // TASK))
+    bar = tqdm(
+        desc="score",
+        unit="file",
+        total=len(rows.files),
+        initial=rows.count,
+        mininterval=wait,
+        miniters=1,
+        delay=wait if wait > 1 else 0,
+    )
+
+    def tell(words: str) -> None:
+        bar.write(f"sance-audio: {words}", file=sys.stderr)
+
+    def keep(group: list[dict[str, Any]]) -> None:
+        rows.append(group)
+        bar.update(len(group))
+
+    if workers > 1:
+        groups = scored_by_workers(args.run, about, rows.left(), workers, tell)
+    else:
+        groups = scored_groups(detector, rows.left())
+    with bar, closing(groups):
+        return keep_all(groups, keep)
+
+
+def _tell_resumed(rows: Any) -> None:
+    """Say what was found of an earlier run."""
+    if rows.earlier == 0:
+        return
+    words = [f"going on after {rows.count} finished rows in {rows.part}"]
+    if rows.gone:
+        words.append(f"{rows.gone} rows left out, of files that are not asked for any more")
+    if rows.cut:
+        words.append(f"{rows.cut} bytes behind the last whole row cut off")
+    print(f"sance-audio: {'; '.join(words)}", file=sys.stderr)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the work as Ctrl-C does."""
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM as an exception, so that workers end and rows are whole."""
+
+    def end(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_work(args: Score) -> None:
+    if not args.paths:
+        raise ValueError("no PATH was given: name audio files, or folders of them, to score")
+    if args.workers < 1:
+        raise ValueError(f"--workers must be at least 1, found {args.workers}")
 
 
 def _check_page(args: Score) -> None:

@@ -16,7 +16,7 @@ the mean of their ranks; the single number is ours.
 
 from __future__ import annotations
 
-__all__ = ["YEARS", "Figures", "Section", "figures", "official", "submit"]
+__all__ = ["YEARS", "Figures", "Section", "comparisons", "figures", "official", "submit"]
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,15 +74,8 @@ def figures(year: int, odd: Array, domains: Sequence[str], scores: Array) -> Fig
     >>> figures(2022, odd, domains, np.array([1.0, 3.0, 2.0])).known["target AUC"]
     0.0
     """
-    _check(year)
-    domain, known, missing = np.asarray(domains, dtype=object), {}, {}
-    strange = sorted({d for d in domains if d not in DOMAINS}) if year > 2020 else []
-    if strange:
-        raise ValueError(
-            f"a domain is source or target in {year}, found {', '.join(map(repr, strange))}: only "
-            f"clips whose domain is known can be judged by that year's rules"
-        )
-    for name, normal, anomaly in _pairs(year, odd, domain):
+    known, missing = {}, {}
+    for name, normal, anomaly in comparisons(year, odd, domains):
         taken = normal | anomaly
         if normal.any() and anomaly.any():
             score = pauc if name.endswith("pAUC") else auc
@@ -92,11 +85,23 @@ def figures(year: int, odd: Array, domains: Sequence[str], scores: Array) -> Fig
     return Figures(known, missing)
 
 
-def _pairs(year: int, odd: Array, domain: Array) -> Iterable[tuple[str, Array, Array]]:
-    """Names of the figures, with the normal and the odd clips that each compares."""
+def comparisons(year: int, odd: Array, domains: Sequence[str]) -> list[tuple[str, Array, Array]]:
+    """What the rules of a year compare: the name of each figure, and which clips `(B,)` are the
+    normal and the odd ones of it.
+
+    Raises:
+        ValueError: as `figures`.
+    """
+    _check(year)
     if year == 2020:
         return [(name, ~odd, odd) for name in ("AUC", "pAUC")]
-    inside = {d: domain == d for d in DOMAINS}
+    strange = sorted(set(domains) - set(DOMAINS))
+    if strange:
+        raise ValueError(
+            f"a domain is source or target in {year}, found {', '.join(map(repr, strange))}: only "
+            f"clips whose domain is known can be judged by that year's rules"
+        )
+    inside = {d: np.asarray(domains, dtype=object) == d for d in DOMAINS}
     if year == 2021:
         return [
             (f"{d} {name}", ~odd & inside[d], odd & inside[d])

@@ -2,23 +2,36 @@ r"""Recipes of anomaly detection: fit on normals, judge what was held out, say h
 
 A `Task` has its own normals and its own clips to judge. It is judged by two detectors, with
 networks ("ours") and by reference statistics alone ("reference only"); `ranking` compares them.
+Clips without a label are scored beside them.
 """
 
 from __future__ import annotations
 
-__all__ = ["ROWS", "Task", "conclude", "figures", "judge", "less", "refuse_several"]
+__all__ = [
+    "ROWS",
+    "Task",
+    "conclude",
+    "figures",
+    "false_alarms",
+    "is_judged",
+    "judge",
+    "less",
+    "refuse_several",
+]
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sance_audio import processes
+from sance_audio.audio import AudioError
 from sance_audio.datasets.corpus import Clip
 from sance_audio.detection import EnergyDetector
+from sance_audio.detection.domains import DomainDetector
 from sance_audio.files import read_json, write_json
 from sance_audio.options import Results, RunOptions
 from sance_audio.ranking import Case, auc, paired_auc, pauc
@@ -28,7 +41,7 @@ ROWS = {"ours": True, "reference only": False}
 """Rows of the tables, and whether networks count in them."""
 Array = np.ndarray
 Judged = dict[str, Any]
-Heard = Callable[[Clip], tuple[Array, int]]
+Hear = Callable[[Clip], tuple[Array, int]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,25 @@ class Task:
     sorts: Sequence[str]
     """What is wrong with each of `test`; "" for a normal clip."""
     test_groups: Sequence[str]
+    domains: Sequence[str] = ()
+    """Of each of `train`; `()` where there are none to tell apart."""
+    unlabelled: Sequence[Clip] = ()
+    """Clips to score, of which nobody says what is wrong with them."""
+
+
+class Heard:
+    """A clip that is heard anew each time it is needed: an array, and as a pair that and its rate
+    in Hz.
+    """
+
+    def __init__(self, clip: Clip, hear: Hear):
+        self._clip, self._hear = clip, hear
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self._hear(self._clip)[0], dtype)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._hear(self._clip)[i]
 
 
 def refuse_several() -> None:
@@ -57,12 +89,13 @@ def refuse_several() -> None:
 def judge(
     task: Task,
     options: RunOptions,
-    hear: Heard,
+    hear: Hear,
     *,
     calibration: float | None = None,
     alpha: float = 0.05,
     show: int = 6,
     save: bool = False,
+    rate: int | None = None,
 ) -> Judged:
     """Fit and score; written to `RUN/TASK/judged.json`, and read from there where it stands.
 
@@ -71,24 +104,27 @@ def judge(
         calibration: As of `EnergyDetector`.
         show: Oddest, and most ordinary, clips written for the page; 0 leaves the task out of it.
         save: Also write `detector.safetensors`.
+        rate: In Hz, of clips that are too many to be held: each is heard when it is needed, and
+            what cannot be read is left out and named in `unread`. None: all are held.
     """
     file = options.run / task.name / "judged.json"
-    names = [clip.name for clip in task.test]
     if file.exists():
-        return _earlier(file, names)
+        return _earlier(file, task)
     began = time.monotonic()
-    normals, test = [hear(clip) for clip in task.train], [hear(clip) for clip in task.test]
+    unread = [] if rate is None else _unread([*task.train, *task.test, *task.unlabelled], hear)
+    task = _without(task, {name for name, _ in unread})
+    normals, test, others = (
+        [hear(clip) if rate is None else Heard(clip, hear) for clip in clips]
+        for clips in (task.train, task.test, task.unlabelled)
+    )
     settings: Results = {"preset": options.preset, "seed": options.seed, "alpha": alpha}
-    detectors = {
-        row: EnergyDetector(learnt=learnt, calibration=calibration, **settings)
-        for row, learnt in ROWS.items()
-    }
-    for detector in detectors.values():
-        detector.fit(normals, groups=list(task.groups))
-    about = {"task": task.name, "part": task.part, "fitted": len(normals), "names": names}
-    judged = about | _marks(task, detectors, test)
+    detectors = _fitted(
+        task, normals, settings | {"calibration": calibration, "sample_rate": rate}
+    )
+    judged = {"task": task.name, "part": task.part, "fitted": len(normals), "unread": unread}
+    judged |= _marks(task, detectors, test, others)
     if show:
-        judged["page"] = _section(detectors["ours"], task, judged, test, options.run, show)
+        judged["page"] = _section(detectors["ours"], task, judged, test, others, options.run, show)
     if save:
         detectors["ours"].save_pretrained(options.run / task.name)
     judged["seconds"] = time.monotonic() - began
@@ -96,27 +132,79 @@ def judge(
     return judged
 
 
-def _earlier(file: Path, names: list[str]) -> Judged:
+def _fitted(task: Task, normals: Sequence[Any], settings: Results) -> dict[str, DomainDetector]:
+    """A detector of each of `ROWS`."""
+    detectors = {row: DomainDetector(learnt=learnt, **settings) for row, learnt in ROWS.items()}
+    for detector in detectors.values():
+        detector.fit(normals, groups=list(task.groups), domains=list(task.domains) or None)
+    return detectors
+
+
+def _earlier(file: Path, task: Task) -> Judged:
     """What stands of a task, if it is this corpus's."""
     known = read_json(file)
-    if known["names"] != names:
+    left_out = {name for name, _ in known.get("unread", ())}
+    found = [*known["names"], *known.get("unlabelled", {}).get("names", ())]
+    clips = [c.name for c in (*task.test, *task.unlabelled) if c.name not in left_out]
+    if found != clips:
         raise ValueError(
-            f"{file}: {len(known['names'])} other clips were judged than the {len(names)} of "
+            f"{file}: {len(found)} other clips were judged than the {len(clips)} of "
             f"this corpus: name the folder that the run was started with, or another --run"
         )
     print(f"{file}: finished before")
     return known
 
 
-def _marks(task: Task, detectors: dict[str, EnergyDetector], test: Sequence[Any]) -> Judged:
-    marks = {row: detector.assess(test) for row, detector in detectors.items()}
-    p = marks["ours"]["p_value"]
-    return {
+def _unread(clips: Iterable[Clip], hear: Hear) -> list[tuple[str, str]]:
+    """Names of the clips that cannot be read, each with the reason."""
+    found = []
+    for clip in clips:
+        try:
+            hear(clip)
+        except AudioError as error:
+            found.append((clip.name, str(error)))
+    return found
+
+
+def _without(task: Task, names: set[str]) -> Task:
+    """A task without some of its clips."""
+    if not names:
+        return task
+
+    def kept(clips: Sequence[Clip], *columns: Sequence[Any]) -> list[list[Any]]:
+        stay = [clip.name not in names for clip in clips]
+        every = (clips, *columns)
+        return [[x for x, s in zip(c, stay, strict=True) if s] if c else [] for c in every]
+
+    train, groups, domains = kept(task.train, task.groups, task.domains)
+    test, sorts, test_groups = kept(task.test, task.sorts, task.test_groups)
+    if not train:
+        raise ValueError(f"{task.name}: none of its {len(task.train)} normal clips can be read")
+    parts: Results = {"train": train, "groups": groups, "domains": domains, "test": test}
+    parts |= {"sorts": sorts, "test_groups": test_groups}
+    return replace(task, **parts, unlabelled=kept(task.unlabelled)[0])
+
+
+def _marks(
+    task: Task, detectors: dict[str, DomainDetector], test: Sequence[Any], others: Sequence[Any]
+) -> Judged:
+    marks = {row: detector.assess([*test, *others]) for row, detector in detectors.items()}
+    p = marks["ours"]["p_value"][: len(test)]
+    scores = {row: m["anomaly_score"].tolist() for row, m in marks.items()}
+    out: Judged = {
+        "names": [clip.name for clip in task.test],
         "sorts": list(task.sorts),
         "groups": list(task.test_groups),
-        "scores": {row: m["anomaly_score"].tolist() for row, m in marks.items()},
+        "scores": {row: s[: len(test)] for row, s in scores.items()},
         "p_value": None if np.isnan(p).any() else p.tolist(),
     }
+    if others:
+        out["unlabelled"] = {
+            "names": [clip.name for clip in task.unlabelled],
+            "scores": {row: s[len(test) :] for row, s in scores.items()},
+        }
+    out["threshold"] = detectors["ours"].gamma_threshold()
+    return out
 
 
 def _section(
@@ -124,19 +212,25 @@ def _section(
     task: Task,
     judged: Judged,
     test: Sequence[Any],
+    others: Sequence[Any],
     run: Path,
     show: int,
 ) -> Judged:
-    """What the page shows of a task; sounds and pictures go below RUN/samples."""
-    p = judged["p_value"] or [None] * len(test)
-    scored = [
-        Scored(name, score, p_value, clip, sort or "normal")
-        for name, score, p_value, clip, sort in zip(
-            judged["names"], judged["scores"]["ours"], p, test, judged["sorts"], strict=True
-        )
-    ]
+    """What the page shows of a task, of its unlabelled clips where it has no others; sounds and
+    pictures go below RUN/samples.
+    """
+    shown, clips = (judged, test) if test else (judged["unlabelled"], others)
+    p = judged["p_value"] or [None] * len(clips)
+    notes = [sort or "normal" for sort in judged["sorts"]] or [""] * len(clips)
+    columns = shown["names"], shown["scores"]["ours"], p, clips, notes
+    scored = [Scored(*one) for one in zip(*columns, strict=True)]
     store = Beside(run, f"samples/{task.name}")
     return section(detector, scored, store, show=show, title=task.name) | {"rows": []}
+
+
+def is_judged(one: Judged) -> bool:
+    """Whether a task has normal clips and odd ones to tell apart."""
+    return "" in one["sorts"] and any(one["sorts"])
 
 
 def figures(judged: Sequence[Judged], sort: str | None = None) -> Results:
@@ -183,6 +277,8 @@ def conclude(
     table: tuple[str, Sequence[str], Sequence[Sequence[str]]],
     results: Results,
     alpha: float | None = None,
+    gain: dict[str, float] | None = None,
+    words: Sequence[str] = (),
 ) -> None:
     """Print table and findings; write `results.json` and `index.html`.
 
@@ -190,12 +286,18 @@ def conclude(
         table: Caption, header and rows.
         results: The figures, by name.
         alpha: Of the false alarms, where there are p-values.
+        gain: Of ours over reference only; of `less` when None, where clips are labelled.
+        words: Findings that come first.
     """
-    gain, flagged = less(judged), None if alpha is None else false_alarms(judged, alpha)
-    lines = [
-        f"AUC of ours less reference only: {gain['value']:+.3f} [{gain['low']:+.3f}, "
-        f"{gain['high']:+.3f}], 95 % paired bootstrap over recordings."
-    ]
+    flagged = None if alpha is None else false_alarms(judged, alpha)
+    if gain is None and any(map(is_judged, judged)):
+        gain = less([one for one in judged if is_judged(one)])
+    lines = list(words)
+    if gain is not None:
+        lines.append(
+            f"AUC of ours less reference only: {gain['value']:+.3f} [{gain['low']:+.3f}, "
+            f"{gain['high']:+.3f}], 95 % paired bootstrap over recordings."
+        )
     if flagged is not None:
         lines.append(f"Normal clips flagged at alpha = {alpha:g}: {100 * flagged:.1f} %.")
     results = {

@@ -22,7 +22,7 @@ LAYERS = {
     8: "detection experiments",
     9: "scoring anomalies scored_page",
     10: "recipe screening workers",
-    11: "cli",
+    11: "cli monitoring",
     12: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

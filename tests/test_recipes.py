@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from conftest import ROOT, real_data
 
 from sance_audio import cli
-from sance_audio.datasets import drums, fsdd, machines
+from sance_audio.datasets import dcase, drums, fsdd, machines
 from sance_audio.files import read_jsonl
 from sance_audio.model import AudioEBM
 from sance_audio.recipe import load_recipe
@@ -26,7 +27,7 @@ RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.p
 TOYS = {"toy2d", "noise_interval"}
 """Recipes without a corpus of clips: each has a smoke test of its own, in test_toys.py or
 test_NAME.py."""
-SCREENING = {"synth_machine", "esc50"}
+SCREENING = {"synth_machine", "esc50", "mimii", "toyadmos", "dcase_task2"}
 """Recipes that judge clips and train no generative model."""
 
 
@@ -75,7 +76,93 @@ def esc50_tree(root: Path) -> Path:
     return root
 
 
-TREES = {"fsdd": fsdd_tree, "folder": folder_tree, "esc50": esc50_tree}
+def machine_sound(path: Path, seed: int, odd: bool, rate: int = 16000, channels: int = 1) -> None:
+    """A third of a second of a hum in noise; odd ones whistle too."""
+    rng, t = np.random.default_rng(seed), np.arange(rate // 3) / rate
+    wave = np.sin(2 * np.pi * rng.uniform(290, 310) * t) + 0.3 * rng.standard_normal(len(t))
+    if odd:
+        wave = wave + 0.5 * np.sin(2 * np.pi * rng.uniform(2000, 3000) * t)
+    waves = [wave, *(rng.standard_normal(len(t)) for _ in range(channels - 1))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.stack(waves, 1), rate)
+
+
+def mimii_tree(root: Path) -> Path:
+    """Two fans and a pump at one ratio, of eight channels."""
+    for machine, section in (("fan", "id_00"), ("fan", "id_02"), ("pump", "id_00")):
+        for label, count in (("normal", 12), ("abnormal", 3)):
+            for i in range(count):
+                path = root / f"6_dB_{machine}" / machine / section / label / f"{i:08d}.wav"
+                machine_sound(path, i, label == "abnormal", channels=8)
+    (root / "6_dB_fan" / "fan" / "id_00" / "normal" / "notes.txt").touch()
+    return root
+
+
+def toyadmos_tree(root: Path) -> Path:
+    """Two cases of cars at 48 kHz."""
+    for case in (1, 2):
+        for folder, word, count in (("Normal", "normal", 12), ("Anomalous", "ab01", 3)):
+            for i in range(count):
+                name = f"1101010001_ToyCar_case{case}_{word}_IND_ch1_{i:04d}.wav"
+                path = root / "ToyCar" / f"case{case}" / f"{folder}Sound_IND" / name
+                machine_sound(path, 100 * case + i, word == "ab01", 48000)
+    return root
+
+
+def dcase_tree(root: Path, year: int = 2023) -> Path:
+    """As the zips of a year unpack: a machine to develop on and one to be evaluated on, which is
+    the same until 2022, of eight normals in the source and four in the target.
+    """
+    about = dcase.YEARS[year]
+    own = about.developed[0]
+    other, section = (own, "03") if year < 2023 else (about.evaluated[0], "00")
+    if year == 2020:
+        names = [("dev", own, f"train/normal_id_00_{i:08d}", False) for i in range(8)]
+        names += [
+            ("dev", own, f"test/{label}_id_00_{i:08d}", label == "anomaly")
+            for label in ("normal", "anomaly")
+            for i in range(3)
+        ]
+        names += [("eval", own, f"train/normal_id_01_{i:08d}", False) for i in range(8)]
+        names += [("eval", own, f"test/id_01_{i:08d}", False) for i in range(3)]
+    else:
+        tests = [f"{d}_test" if year == 2021 else "test" for d in ("source", "target")]
+        names = [
+            (part, machine, f"train/section_{number}_{d}_train_normal_{i:04d}_a_1", False)
+            for part, machine, number in (("dev", own, "00"), ("eval", other, section))
+            for d, count in (("source", 8), ("target", 4))
+            for i in range(count)
+        ]
+        names += [
+            (
+                *("dev", own),
+                f"{folder}/section_00_{d}_test_{label}_{i:04d}_a_1",
+                label == "anomaly",
+            )
+            for d, folder in zip(("source", "target"), tests, strict=True)
+            for label in ("normal", "anomaly")
+            for i in range(3)
+        ]
+        said = [f"{d}_test_" if year == 2021 else "" for d in ("source", "target")]
+        names += [
+            ("eval", other, f"{folder}/section_{section}_{word}{i:04d}", False)
+            for j, (folder, word) in enumerate(zip(tests, said, strict=True))
+            for i in range(3 * j, 3 * j + 3)
+        ]
+    for k, (part, machine, name, odd) in enumerate(names):
+        path = root / f"dcase{year}t2" / f"{part}_data" / "raw" / machine / f"{name}.wav"
+        machine_sound(path, k, odd, channels=about.channels)
+    return root
+
+
+TREES = {
+    "fsdd": fsdd_tree,
+    "folder": folder_tree,
+    "esc50": esc50_tree,
+    "mimii": mimii_tree,
+    "toyadmos": toyadmos_tree,
+    "dcase_task2": dcase_tree,
+}
 
 
 def smoke_of(name, tmp_path):
@@ -174,6 +261,114 @@ def test_esc50_folds_are_kept_apart_and_mistakes_are_said(tmp_path):
         replace(recipe.PRESETS["smoke"], task="classify")
     with pytest.raises(ValueError, match="--folds are some of 1 2 3 4 5"):
         replace(recipe.PRESETS["smoke"], folds=(6,))
+
+
+def of_dcase(tmp_path, year):
+    """The recipe's smoke preset on the tree of a year: options, results, submission by name."""
+    recipe = load_recipe("dcase_task2")
+    options = replace(
+        *(recipe.PRESETS["smoke"],),
+        **{"run": tmp_path / "run", "data": dcase_tree(tmp_path / "data", year), "year": year},
+    )
+    recipe.main(options)
+    files = sorted((options.run / "submission").iterdir())
+    results = json.loads((options.run / "results.json").read_text())
+    assert sorted(results["submission"]) == [path.name for path in files]
+    return options, results, {path.name: path.read_text().splitlines() for path in files}
+
+
+def names_and_values(lines):
+    names, values = zip(*(line.split(",") for line in lines), strict=True)
+    return list(names), list(map(float, values))
+
+
+@pytest.mark.parametrize("year", [2020, 2021, 2022, 2026])
+def test_dcase_from_folders_to_a_submission(year, tmp_path, capsys):
+    options, results, files = of_dcase(tmp_path, year)
+    machine, other = dcase.YEARS[year].developed[0], dcase.YEARS[year].evaluated[0]
+    label = {2020: "id_01", 2021: "section_03", 2022: "section_03", 2026: "section_00"}[year]
+    part = {2020: "", 2021: "_source_test"}.get(year, "_test")
+    scored = f"{machine if year < 2023 else other}_{label}{part}"
+    word = {2020: "id_01_0000", 2021: "section_03_source_test_"}.get(year, f"{label}_")
+    count = 6 if year > 2021 else 3
+    expected = [f"{word}{i:04d}.wav" for i in range(count)]
+    names, scores = names_and_values(files[f"anomaly_score_{scored}.csv"])
+    assert names == expected
+    assert np.isfinite(scores).all()
+    assert len(set(scores)) == count
+    if year > 2020:
+        names, decided = names_and_values(files[f"decision_result_{scored}.csv"])
+        assert names == expected
+        file = next(options.run.rglob(f"{label.split('_')[1]}/judged.json"))
+        if year == 2026:
+            file = options.run / other / "00" / "judged.json"
+        threshold = json.loads(file.read_text())["threshold"]
+        assert decided == [float(score > threshold) for score in scores]
+    assert len(files) == {2020: 1, 2021: 4}.get(year, 2)
+    official = results["official"]
+    assert 0 < official["ours"] <= 1
+    assert 0 < official["reference only"] <= 1
+    own = results["sections"][f"{machine}/00"]["ours"]
+    assert len(own) == {2020: 2, 2021: 4}.get(year, 3)
+    printed = capsys.readouterr().out
+    assert f"Official score over all machines: {official['ours']:.4f}" in printed
+    assert "files of the evaluation set in submission/" in printed
+
+
+def test_dcase_without_an_evaluation_set_submits_the_test_clips(tmp_path, capsys):
+    data = dcase_tree(tmp_path / "data", 2022)
+    shutil.rmtree(data / "dcase2022t2" / "eval_data")
+    machine = data / "dcase2022t2" / "dev_data" / "raw" / "bearing"
+    broken = machine / "test" / "section_00_source_test_normal_0001_a_1.wav"
+    broken.write_bytes(b"RIFF")
+    (machine / "train" / "readme.wav").touch()
+    recipe = load_recipe("dcase_task2")
+    smoke = recipe.PRESETS["smoke"]
+    options = replace(smoke, run=tmp_path / "run", data=data, year=2022)
+    recipe.main(options)
+    lines = (options.run / "submission" / "anomaly_score_bearing_section_00_test.csv").read_text()
+    assert len(lines.splitlines()) == 11
+    assert broken.name not in lines
+    printed = capsys.readouterr().out
+    assert "1 files or folders are no part of it" in printed
+    assert f"cannot be read: {broken.relative_to(data)}" in printed
+    assert "1 clips cannot be read; no score, and no line of the submission, is theirs." in printed
+    results = json.loads((options.run / "results.json").read_text())
+    assert len(results["problems"]) == len(results["unread"]) == 1
+    recipe.main(options)
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="expected the machines pump, found bearing"):
+        recipe.main(replace(options, run=tmp_path / "b", machines=("pump",)))
+    with pytest.raises(ValueError, match="--year is 2020 to 2026, found 2019"):
+        replace(options, year=2019)
+
+
+def test_dcase_detectors_score_as_the_submission_says(tmp_path):
+    options, _, files = of_dcase(tmp_path, 2026)
+    machine = dcase.YEARS[2026].evaluated[0]
+    names, scores = names_and_values(files[f"anomaly_score_{machine}_section_00_test.csv"])
+    path = tmp_path / "near.wav"  # of two channels the near one is the first
+    found = next(options.data.rglob(f"{machine}/test/{names[0]}"))
+    wave, rate = soundfile.read(found)
+    assert wave.shape[1] == 2
+    soundfile.write(path, wave[:, 0], rate)
+    out = tmp_path / "scores.csv"
+    cli.main(["score", str(options.run / machine / "00"), str(path), "--out", str(out)])
+    header, row = csv.reader(out.read_text().splitlines())
+    assert float(row[header.index("anomaly_score")]) == pytest.approx(scores[0], rel=1e-6)
+
+
+def test_a_section_of_few_normals_shares_its_machine_s(tmp_path, capsys):
+    recipe = load_recipe("mimii")
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run", fewest=10)
+    recipe.main(replace(options, data=mimii_tree(tmp_path / "data")))
+    printed = capsys.readouterr().out
+    assert "6_dB_fan/00: 9 normals, fitted to all 18 of 6_dB_fan" in printed
+    assert "6_dB_pump/00: 9 normals, fitted to all 9 of 6_dB_pump" in printed
+    assert "notes.txt" in printed
+    results = json.loads((options.run / "results.json").read_text())
+    assert set(results["machines"]) == {"6_dB_fan", "6_dB_pump"}
+    assert 0 <= results["mean"]["ours"]["auc"] <= 1
 
 
 def test_another_corpus_than_a_run_s_own_is_refused(tmp_path):

@@ -33,7 +33,7 @@ class Done(NamedTuple):
     scored_seconds: float
     """From the first row on."""
     main_mib: float
-    """Peak resident memory of the process that writes."""
+    """Largest memory of its own that the process that writes was seen with."""
     worker_mib: float
     """Of the largest worker."""
 
@@ -104,7 +104,7 @@ def scored(run: Path, folder: Path, out: Path, workers: int) -> Done:
     peaks: dict[int, float] = {}
     while process.poll() is None:
         for number in (process.pid, *children(process.pid)):
-            peaks[number] = max(peaks.get(number, 0.0), peak_mib(number))
+            peaks[number] = max(peaks.get(number, 0.0), own_mib(number))
         if not first and rows_in(part):
             first = time.perf_counter()
         time.sleep(0.05)
@@ -150,13 +150,15 @@ def children(number: int) -> list[int]:
         return []
 
 
-def peak_mib(number: int) -> float:
-    """Peak resident memory of a process, from Linux's /proc; 0 elsewhere."""
+def own_mib(number: int) -> float:
+    """Memory that a process holds but for the libraries it maps, which count as they happen to be
+    in the system's cache and are read once more when it ends. From Linux's /proc; 0 elsewhere.
+    """
     try:
         lines = Path(f"/proc/{number}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def digest(path: Path) -> str:

@@ -68,6 +68,13 @@ class Scored:
         """Computing time per second of sound."""
         return self.seconds / max(self.seconds_of_sound, 1e-9)
 
+    def speed(self) -> str:
+        """In words."""
+        return (
+            f"{self.seconds_of_sound:.1f} s of sound in {self.seconds:.2f} s: real-time factor "
+            f"{self.real_time_factor:.4f}"
+        )
+
     def count(self, rows: Iterable[Row]) -> None:
         """Add rows to the figures."""
         for row in rows:

@@ -1,6 +1,7 @@
 """Many files: rows that go on where a run stopped, the same from any number of workers."""
 
 import csv
+import errno
 import os
 import random
 import signal
@@ -242,6 +243,22 @@ def test_an_interrupt_while_rows_are_recalled_loses_none(tmp_path, monkeypatch):
     assert (tmp_path / "x.csv.part").read_bytes() == before
 
 
+def test_a_disk_that_fills_at_the_very_end_loses_no_row(tmp_path, monkeypatch):
+    whole, out = finish(tmp_path / "whole.parquet", NAMES), tmp_path / "x.parquet"
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sance_audio.parquet.write", full)
+        with pytest.raises(OSError, match=f"{len(NAMES)} finished rows kept in"):
+            finish(out, NAMES)
+    assert not out.exists()
+    with rows_of(out, NAMES) as rows:
+        assert list(rows.left()) == []
+    assert out.read_bytes() == whole
+
+
 def test_one_process_at_a_time(run, sounds, tmp_path, capsys):
     out = tmp_path / "scores.csv"
     with rows_of(out, NAMES) as rows:
@@ -439,7 +456,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("how", "why"), [("SIGKILL", "SIGKILL: killed, perhaps"), ("memory", "out of memory")]
+    ("how", "why"),
+    [
+        ("SIGKILL", "SIGKILL: killed, perhaps"),
+        pytest.param("memory", "out of memory", marks=pytest.mark.slow),
+    ],
 )
 def test_a_file_that_kills_its_worker_costs_one_row(run, sounds, unbroken, tmp_path, how, why):
     script, out = tmp_path / "poisoned.py", tmp_path / "scores.csv"

@@ -388,6 +388,8 @@ def test_a_file_that_cannot_grow_keeps_the_finished_rows(small_run, tmp_path):
     assert part.read_bytes().endswith(b"\r\n")
     assert f"File too large; {len(kept)} finished rows kept in {part}" in error
     assert out.read_text() == OLD
+    cli.main(["score", str(small_run), str(folder), "--out", str(out)])
+    assert read_rows(out) == whole
 
 
 def test_not_even_a_header_fits(small_run, tmp_path):

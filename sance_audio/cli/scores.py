@@ -39,19 +39,20 @@ class Detect:
 
 @dataclass(frozen=True)
 class Score:
-    """Score files, or whole folders: one row a file, to CSV or Parquet; --page: to hear and see.
-
-    Ended early, the same command goes on where it stopped.
-    """
+    """Score files or folders: a row a file; --page: to hear and see. Ended early, it goes on."""
 
     run: Positional[str]
     """Run folder, with a detector, and its model if it has one."""
     paths: Positional[list[Path]] = field(default_factory=list)
     """Audio files or folders."""
     out: Path = Path("scores.csv")
-    """File to write, .csv or .parquet; until the end, finished rows stand in OUT.part."""
+    """File to write, .csv or .parquet; until the end, finished rows stand in OUT.part. Ended
+    early, the same command goes on after them: rows are known by path, and stay as they were when
+    the file was scored; files that are new are scored, rows of files that are not asked for any
+    more left out. To score all anew, delete OUT.part."""
     workers: int = 1
-    """Processes that score, a core each; 1: this one. Rows are the same."""
+    """Processes that score, a core each; 1: this one. Rows are the same; from several processes,
+    a file that kills the one that scores it costs one row."""
     page: Path | None = None
     """HTML file to write: ranking, histogram, players, spectrograms with odd regions outlined.
     One file, sounds and pictures in it; none when left out."""
@@ -149,9 +150,7 @@ def score(args: Score) -> None:
         )
     print(
         f"{every.files - every.failed} files scored, {every.failed} could not be read; "
-        f"rows in {args.out}\n"
-        f"{scored.seconds_of_sound:.1f} s of sound in {scored.seconds:.2f} s: real-time factor "
-        f"{scored.real_time_factor:.4f}"
+        f"rows in {args.out}\n{scored.speed()}"
     )
     if args.page is not None:
         _write_page(detector, told, args, args.page)
@@ -165,7 +164,6 @@ def _scored(args: Score, detector: Any, rows: Any, about: dict[str, Any]) -> Any
     from sance_audio.workers import TASK, scored_by_workers
 
     left, wait = len(rows.files) - rows.count, 0.1 if sys.stderr.isatty() else 60.0
-    workers = min(args.workers, -(-left // TASK))
     bar = tqdm(
         desc="score",
         unit="file",
@@ -183,7 +181,8 @@ def _scored(args: Score, detector: Any, rows: Any, about: dict[str, Any]) -> Any
         rows.append(group)
         bar.update(len(group))
 
-    if workers > 1:
+    if args.workers > 1 and left:
+        workers = min(args.workers, -(-left // TASK))
         groups = scored_by_workers(args.run, about, rows.left(), workers, tell)
     else:
         groups = scored_groups(detector, rows.left())

@@ -137,28 +137,40 @@ def sections(
         found.setdefault((part(clip), clip.section), []).append(clip)
     tasks, notes = [], []
     for (machine, section), clips in sorted(found.items()):
-        name = f"{machine}/{section}"
-        train, test, unlabelled = (
-            [clip for clip in clips if clip.split == split]
-            for split in ("train", "test", "evaluation")
-        )
-        if not test and not unlabelled:
+        name, train = f"{machine}/{section}", _in(clips, "train")
+        if not _in(clips, "test") and not _in(clips, "evaluation"):
             notes.append(f"{name}: nothing to judge; passed over")
             continue
         if len(train) < fewest:
-            every = (c for (m, _), some in found.items() if m == machine for c in some)
-            few, train = len(train), [clip for clip in every if clip.split == "train"]
+            every = [c for (m, _), some in found.items() if m == machine for c in some]
+            few, train = len(train), _in(every, "train")
             notes.append(f"{name}: {few} normals, fitted to all {len(train)} of {machine}")
-        of = [clip.domain for clip in train]
+        of = [clip.domain for clip in train] if domains else []
         if domains and min(map(of.count, DOMAINS)) < FEWEST:
             counts = " and ".join(f"{of.count(d)} {d} normals" for d in DOMAINS)
             notes.append(f"{name}: {counts}, domains are not told apart")
             of = []
-        sorts = ["" if clip.label == "normal" else clip.label for clip in test]
-        groups = [[clip.name for clip in some] for some in (train, test)]
-        about = (train, groups[0], test, sorts, groups[1], of if domains else (), unlabelled)
-        tasks.append(Task(name, machine, *about))
+        tasks.append(_task(machine, name, clips, train, of))
     return Sections(tasks, notes)
+
+
+def _in(clips: Sequence[SectionClip], split: str) -> list[SectionClip]:
+    return [clip for clip in clips if clip.split == split]
+
+
+def _task(
+    machine: str,
+    name: str,
+    clips: Sequence[SectionClip],
+    train: Sequence[SectionClip],
+    domains: Sequence[str],
+) -> Task:
+    """Clips are recordings of their own."""
+    test = _in(clips, "test")
+    sorts = ["" if clip.label == "normal" else clip.label for clip in test]
+    groups = [[clip.name for clip in some] for some in (train, test)]
+    about = (train, groups[0], test, sorts, groups[1], domains, _in(clips, "evaluation"))
+    return Task(name, machine, *about)
 
 
 def sound(clip: Clip) -> tuple[np.ndarray, int]:

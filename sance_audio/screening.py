@@ -19,6 +19,7 @@ __all__ = [
     "refuse_several",
 ]
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -104,19 +105,17 @@ def judge(
         calibration: As of `EnergyDetector`.
         show: Oddest, and most ordinary, clips written for the page; 0 leaves the task out of it.
         save: Also write `detector.safetensors`.
-        rate: In Hz, of clips that are too many to be held: each is heard when it is needed, and
-            what cannot be read is left out and named in `unread`. None: all are held.
+        rate: In Hz, of clips too many to be held: each is heard when it is needed; what cannot be
+            read is left out, and named in `unread`. None: all are held.
     """
     file = options.run / task.name / "judged.json"
     if file.exists():
         return _earlier(file, task)
     began = time.monotonic()
-    unread = [] if rate is None else _unread([*task.train, *task.test, *task.unlabelled], hear)
-    task = _without(task, {name for name, _ in unread})
-    normals, test, others = (
-        [hear(clip) if rate is None else Heard(clip, hear) for clip in clips]
-        for clips in (task.train, task.test, task.unlabelled)
-    )
+    task, unread = (task, []) if rate is None else _readable(task, hear)
+    take = hear if rate is None else functools.partial(Heard, hear=hear)
+    every = (task.train, task.test, task.unlabelled)
+    normals, test, others = ([take(clip) for clip in clips] for clips in every)
     settings: Results = {"preset": options.preset, "seed": options.seed, "alpha": alpha}
     detectors = _fitted(
         task, normals, settings | {"calibration": calibration, "sample_rate": rate}
@@ -155,21 +154,19 @@ def _earlier(file: Path, task: Task) -> Judged:
     return known
 
 
-def _unread(clips: Iterable[Clip], hear: Hear) -> list[tuple[str, str]]:
-    """Names of the clips that cannot be read, each with the reason."""
-    found = []
-    for clip in clips:
+def _readable(task: Task, hear: Hear) -> tuple[Task, list[tuple[str, str]]]:
+    """A task without the clips that cannot be read; their names, each with the reason."""
+    unread = []
+    for clip in (*task.train, *task.test, *task.unlabelled):
         try:
             hear(clip)
         except AudioError as error:
-            found.append((clip.name, str(error)))
-    return found
+            unread.append((clip.name, str(error)))
+    return _without(task, {name for name, _ in unread}), unread
 
 
 def _without(task: Task, names: set[str]) -> Task:
     """A task without some of its clips."""
-    if not names:
-        return task
 
     def kept(clips: Sequence[Clip], *columns: Sequence[Any]) -> list[list[Any]]:
         stay = [clip.name not in names for clip in clips]
@@ -292,14 +289,7 @@ def conclude(
     flagged = None if alpha is None else false_alarms(judged, alpha)
     if gain is None and any(map(is_judged, judged)):
         gain = less([one for one in judged if is_judged(one)])
-    lines = list(words)
-    if gain is not None:
-        lines.append(
-            f"AUC of ours less reference only: {gain['value']:+.3f} [{gain['low']:+.3f}, "
-            f"{gain['high']:+.3f}], 95 % paired bootstrap over recordings."
-        )
-    if flagged is not None:
-        lines.append(f"Normal clips flagged at alpha = {alpha:g}: {100 * flagged:.1f} %.")
+    lines = [*words, *_said(gain, flagged, alpha)]
     results = {
         **{"recipe": recipe, "findings": lines},
         **results,
@@ -317,3 +307,15 @@ def conclude(
     print("\n" + "\n".join(f"- {line}" for line in lines))
     print(f"\n{results['seconds'] / 60:.1f} minutes of fitting and scoring")
     print(f"listen: {page.resolve()}")
+
+
+def _said(
+    gain: dict[str, float] | None, flagged: float | None, alpha: float | None
+) -> Iterable[str]:
+    if gain is not None:
+        yield (
+            f"AUC of ours less reference only: {gain['value']:+.3f} [{gain['low']:+.3f}, "
+            f"{gain['high']:+.3f}], 95 % paired bootstrap over recordings."
+        )
+    if flagged is not None:
+        yield f"Normal clips flagged at alpha = {alpha:g}: {100 * flagged:.1f} %."

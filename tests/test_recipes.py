@@ -343,6 +343,38 @@ def test_dcase_without_an_evaluation_set_submits_the_test_clips(tmp_path, capsys
         replace(options, year=2019)
 
 
+def test_dcase_of_machines_that_nobody_labelled(tmp_path, capsys):
+    recipe, data = load_recipe("dcase_task2"), dcase_tree(tmp_path / "data", 2023)
+    machine = dcase.YEARS[2023].evaluated[0]
+    smoke = replace(recipe.PRESETS["smoke"], run=tmp_path / "run", data=data)
+    recipe.main(replace(smoke, machines=(machine,)))
+    printed = capsys.readouterr().out
+    assert "No clip is labelled: there is no official score." in printed
+    results = json.loads((smoke.run / "results.json").read_text())
+    assert results["official"] == {"ours": None, "reference only": None}
+    assert results["ours_less_reference"] is None
+    assert len(results["submission"]) == 2
+    assert f"samples/{machine}/00/oddest_1.wav" in (smoke.run / "index.html").read_text()
+    recipe.main(smoke)  # the other machine follows in the same run
+    assert capsys.readouterr().out.count("finished before") == 1
+
+
+def test_dcase_of_two_target_normals_does_not_tell_domains_apart(tmp_path, capsys):
+    recipe, data = load_recipe("dcase_task2"), dcase_tree(tmp_path / "data", 2022)
+    shutil.rmtree(data / "dcase2022t2" / "eval_data")
+    for path in sorted(data.rglob("train/section_00_target_*"))[2:]:
+        path.unlink()
+    smoke = replace(recipe.PRESETS["smoke"], data=data, year=2022, show=0)
+    scores = {}
+    for domains in (True, False):
+        recipe.main(replace(smoke, run=tmp_path / str(domains), domains=domains))
+        said = "bearing/00: 8 source normals and 2 target normals, domains are not told apart"
+        assert (said in capsys.readouterr().out) == domains
+        judged = json.loads(next((tmp_path / str(domains)).rglob("judged.json")).read_text())
+        scores[domains] = judged["scores"]
+    assert scores[True] == scores[False]
+
+
 def test_dcase_detectors_score_as_the_submission_says(tmp_path):
     options, _, files = of_dcase(tmp_path, 2026)
     machine = dcase.YEARS[2026].evaluated[0]

@@ -96,6 +96,7 @@ SMOKE: dict[str, Any] = {
 """The preset `smoke` of a recipe, for it to take over or to change."""
 
 FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs", "density", "machines"}
+FREE |= {"evaluation"}
 FREE |= {"seeds", "other_seeds", "sets", "points"}
 FREE |= {"generation_steps", "annealing", "evaluate", "clips", "tune"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""

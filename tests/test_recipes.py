@@ -392,7 +392,8 @@ def test_dcase_detectors_score_as_the_submission_says(tmp_path):
 
 def test_a_section_of_few_normals_shares_its_machine_s(tmp_path, capsys):
     recipe = load_recipe("mimii")
-    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run", fewest=10)
+    about = {"run": tmp_path / "run", "fewest": 10, "calibration": 0.4, "alpha": 0.25}
+    options = replace(recipe.PRESETS["smoke"], **about)
     recipe.main(replace(options, data=mimii_tree(tmp_path / "data")))
     printed = capsys.readouterr().out
     assert "6_dB_fan/00: 9 normals, fitted to all 18 of 6_dB_fan" in printed
@@ -401,6 +402,10 @@ def test_a_section_of_few_normals_shares_its_machine_s(tmp_path, capsys):
     results = json.loads((options.run / "results.json").read_text())
     assert set(results["machines"]) == {"6_dB_fan", "6_dB_pump"}
     assert 0 <= results["mean"]["ours"]["auc"] <= 1
+    assert 0 <= results["false_alarms"] <= 1
+    assert f"at alpha = 0.25: {100 * results['false_alarms']:.1f} %" in printed
+    with pytest.raises(ValueError, match="--calibration is a share from 0 to below 1"):
+        replace(options, calibration=1.0)
 
 
 def test_another_corpus_than_a_run_s_own_is_refused(tmp_path):

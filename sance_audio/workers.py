@@ -177,8 +177,8 @@ class _Crew:
 
     def _bury(self, worker: _Worker) -> None:
         """What a dead worker leaves is tried again; the file that it died at alone is given up."""
-        worker.process.join()
-        worker.connection.close()
+        worker.process.join(5.0)
+        worker.end()
         why, task = _cause(worker.process.exitcode), worker.task
         if not worker.ready:
             self.died_at_start += 1

@@ -17,7 +17,7 @@ from sance_audio import audio, evaluation, ranking
 from sance_audio.assessment import analyse
 from sance_audio.datasets import FileSource
 from sance_audio.detection import EnergyDetector
-from sance_audio.detection.detector import SHARE
+from sance_audio.detection.splits import SHARE
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options, Results
 from sance_audio.preparation import Material

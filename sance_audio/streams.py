@@ -7,7 +7,7 @@ windows. Both ways give the same windows to the bit: resampling in blocks carrie
 
 from __future__ import annotations
 
-__all__ = ["Sound", "listen", "parts_of", "batches", "count_windows"]
+__all__ = ["Sound", "listen", "parts_of", "batches", "count_windows", "cut", "resampled"]
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -82,7 +82,7 @@ def listen(
     with opened(path) as source:
         rate, channels, frames, _ = source.info
         held = 0 < frames <= HELD * rate
-        for y in _resampled(levels.watch(source.blocks()), rate, sample_rate):
+        for y in resampled(levels.watch(source.blocks()), rate, sample_rate):
             top, n = torch.maximum(top, y.abs().max()), n + len(y)
             if held:
                 blocks.append(y)
@@ -94,7 +94,7 @@ def listen(
 
     def parts() -> Iterator[Tensor]:
         found = 0
-        for part in _cut(blocks if held else _again(path, sample_rate), n, length, factor, padded):
+        for part in _cut(blocks if held else _again(path, sample_rate), length, factor, padded):
             found += len(part) if padded or part.shape[1] == min(n, length) else 0
             yield part
         if found < count_windows(n, length):
@@ -107,7 +107,7 @@ def listen(
 def _again(path: str | Path, sample_rate: int) -> Iterator[Tensor]:
     """A file decoded and resampled once more, block by block."""
     with opened(path) as source:
-        yield from _resampled(source.blocks(), source.info.sample_rate, sample_rate)
+        yield from resampled(source.blocks(), source.info.sample_rate, sample_rate)
 
 
 def parts_of(
@@ -115,7 +115,7 @@ def parts_of(
 ) -> Iterator[Tensor]:
     """`audio.windows` of a waveform `(N,)`, at most `PART` at once; `padded` as of `listen`."""
     factor = None if peak is None else audio.gain(waveform.abs().max(), peak)
-    return _cut([waveform], len(waveform), length, factor, padded)
+    return _cut([waveform], length, factor, padded)
 
 
 def batches(
@@ -147,36 +147,41 @@ def count_windows(n: int, length: int) -> int:
 
 
 def _cut(
-    blocks: Iterable[Tensor], n: int, length: int, factor: Tensor | None, padded: bool = True
+    blocks: Iterable[Tensor], length: int, factor: Tensor | None, padded: bool = True
 ) -> Iterator[Tensor]:
-    """The windows of n samples that come in blocks, scaled by `factor`."""
-    if n <= length:
-        whole = torch.cat([torch.zeros(0), *blocks])
-        if len(whole) == 0:
-            return
-        whole = whole if factor is None else whole * factor
-        yield audio.windows(whole, length) if padded else whole.unsqueeze(0)
-        return
-    starts = audio.window_starts(n, length)
+    """The windows of samples that come in blocks, scaled by `factor`, some at a time."""
+    scaled = blocks if factor is None else (block * factor for block in blocks)
     together = max(1, min(PART, SAMPLES // length))
-    here, held, start = 0, torch.zeros(0), next(starts)
     ready: list[Tensor] = []
-    for block in blocks:
-        held = torch.cat([held, block if factor is None else block * factor])
-        while start >= 0 and start + length <= here + len(held):
-            ready.append(held[start - here : start - here + length])
-            start = next(starts, -1)
-            if len(ready) == together:
-                yield torch.stack(ready)
-                ready = []
-        gone = len(held) if start < 0 else min(start - here, len(held))
-        here, held = here + gone, held[gone:]
+    for _, window in cut(scaled, length):
+        ready.append(audio.fit_length(window, length) if padded else window)
+        if len(ready) == together:
+            yield torch.stack(ready)
+            ready = []
     if ready:
         yield torch.stack(ready)
 
 
-def _resampled(blocks: Iterable[Tensor], rate: int, new_rate: int) -> Iterator[Tensor]:
-    """`audio.resample` of a waveform that comes in blocks."""
+def cut(blocks: Iterable[Tensor], length: int) -> Iterator[tuple[int, Tensor]]:
+    """Samples that come in blocks `(n,)` as windows, each as soon as it is whole: where it begins,
+    and its samples `(length,)`. The windows are those of `audio.windows`; fewer samples than one
+    window has are a window as short as they are, at the end of the blocks.
+    """
+    here, held = 0, torch.zeros(0)
+    start, last = 0, -1
+    for block in blocks:
+        held = torch.cat([held, block])
+        while start + length <= here + len(held):
+            yield start, held[start - here : start - here + length]
+            start, last = start + max(1, length // 2), start
+        gone = max(0, len(held) - length)
+        here, held = here + gone, held[gone:]
+    if len(held) and last < here:
+        yield here, held
+
+
+def resampled(blocks: Iterable[Tensor], rate: int, new_rate: int) -> Iterator[Tensor]:
+    """`audio.resample` of a waveform that comes in blocks `(n,)`; rates in Hz."""
     if rate == new_rate:
         yield from blocks
         return

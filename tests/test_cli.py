@@ -107,7 +107,7 @@ def test_score_writes_one_row_a_file_and_goes_on_past_bad_ones(finished_run, tmp
         "one.wav": "padded from 1 to 8064 samples",
         "stereo.wav": "2 channels mixed down",
         "rate.flac": "resampled from 44100 Hz",
-        "long.wav": "2 windows",
+        "long.wav": "10 windows",
         "text.wav": "cannot be decoded",
         "zero.wav": "0 bytes",
     }.items():

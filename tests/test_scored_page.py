@@ -34,7 +34,7 @@ def stub(detector, window):
 
 @pytest.fixture(scope="module")
 def detector():
-    return EnergyDetector(preset="smoke", alpha=0.25, sample_rate=RATE).fit(
+    return EnergyDetector(preset="smoke", alpha=0.25, sample_rate=RATE, window=10.0).fit(
         [noise() for _ in range(12)]
     )
 

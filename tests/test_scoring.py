@@ -42,7 +42,7 @@ def noise(n: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 def detector() -> EnergyDetector:
     model = small_model()
     normals = model.generate(60, torch.Generator().manual_seed(0))
-    return EnergyDetector(model, alpha=0.1).fit(list(normals))
+    return EnergyDetector(model, alpha=0.1, window=10.0).fit(list(normals))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from sance_audio.cli.live import score_stdin
+
 
 @dataclass(frozen=True)
 class Detect:
@@ -33,6 +35,9 @@ class Detect:
     """Share of the recordings that calibrate. 0: none, for scores without p-values."""
     preset: Literal["smoke", "cpu", "gpu"] = "cpu"
     """How long energies are learnt; smoke is for seeing that all works."""
+    window: float | None = None
+    """Seconds that are judged at once, of longer recordings and of streams; a tenth more than the
+    longest normal when left out, between 2.5 and 10."""
     seed: int = 0
     """Of everything random."""
 
@@ -58,6 +63,15 @@ class Score:
     One file, sounds and pictures in it; none when left out."""
     show: int = 6
     """Oddest, and most ordinary, recordings to hear on the page."""
+    stdin: bool = False
+    """Instead of files, score raw samples from standard input as they come: one line of JSON a
+    window, on standard output."""
+    rate: int | None = None
+    """Of standard input, in Hz."""
+    channels: int = 1
+    """Of standard input, interleaved; mixed down."""
+    encoding: Literal["s16", "s32", "f32"] = "s16"
+    """Of the samples of standard input, little-endian."""
 
 
 def detect(args: Detect) -> None:
@@ -70,11 +84,18 @@ def detect(args: Detect) -> None:
     paths = _usable(find_audio(list(args.normals)))
     groups = [str(p.parent) for p in paths] if args.recording == "folder" else None
     detector = EnergyDetector(
-        preset=args.preset, seed=args.seed, alpha=args.alpha, calibration=args.calibration
+        preset=args.preset,
+        seed=args.seed,
+        alpha=args.alpha,
+        calibration=args.calibration,
+        window=args.window,
     )
     detector.fit(paths, groups=groups)
     detector.save_pretrained(args.run)
-    print(f"{len(paths)} normal files at {detector.sample_rate_} Hz")
+    print(
+        f"{len(paths)} normal files at {detector.sample_rate_} Hz; what is longer than "
+        f"{detector.window_:g} s is judged in windows of it"
+    )
     if detector.calibration_ is None:
         print("no calibration: scores without p-values")
     else:
@@ -124,6 +145,8 @@ def score(args: Score) -> None:
     from sance_audio.resumed import ResumedRows
     from sance_audio.scoring import COLUMNS, NUMBERS, Scored, check_output, identity
 
+    if args.stdin:
+        return score_stdin(args)
     check_output(args.out)
     _check_page(args)
     _check_work(args)

@@ -18,22 +18,19 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor
 
 from sance_audio.detection import storage
-from sance_audio.detection.conformal import Calibration, gamma_threshold, needed
+from sance_audio.detection.conformal import Calibration, gamma_threshold
 from sance_audio.detection.contrast import PRESETS
 from sance_audio.detection.inputs import check_parameters, clips_of, groups_of, rate_of
+from sance_audio.detection.live import WindowScore, stream
 from sance_audio.detection.maps import LocalScorer, config_of
 from sance_audio.detection.regions import FrameScores, ScoreMap
 from sance_audio.detection.rows import Clips, Describer, Row, whole
 from sance_audio.detection.scorer import Scorer
+from sance_audio.detection.splits import clips_needed, held_out
 from sance_audio.detection.sums import Sums
 from sance_audio.detection.where import frame_scores, map_of
 from sance_audio.model import AudioEBM
 from sance_audio.streams import Sound, count_windows
-
-SHARE = 0.4
-"""Of the recordings that calibrate, at least."""
-FEWEST = 2
-"""Recordings that are left to fit, at least."""
 
 Array = np.ndarray
 
@@ -44,7 +41,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     Signs are scikit-learn's: `score_samples` and `decision_function` are higher for normal clips,
     `predict` gives +1 (normal) or -1. `anomaly_score` is higher for odd ones. A clip is a path, an
     array `(N,)` at the detector's rate, or a pair (array, sample rate in Hz); other rates are
-    resampled, longer clips than ten seconds are cut into windows, shorter ones stay as they are.
+    resampled, longer clips than a window are cut into windows, shorter ones stay as they are.
 
     Arguments:
         model: A trained `AudioEBM`, whose energy statistics are then part of the score; pass
@@ -63,11 +60,15 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         aggregate: "mean" or "max" of a recording's windows.
         sample_rate: Of plain arrays, and of the analysis. None: the model's; without one that of
             most normals, at most 16 kHz.
+        window: Seconds that are judged at once, of longer recordings and of streams. None: a tenth
+            more than the longest normal, between 2.5 and 10.
 
     Attributes:
         offset_: `decision_function` is `score_samples` less this.
         normal_scores_: Scores of the recordings that were fitted, each under what did not see it.
-        calibration_: The scores that calibrate; None without.
+        calibration_, window_calibration_: The scores that calibrate recordings, and single
+            windows; None without.
+        window_: Seconds of a window.
         model_: The model in use, or None.
         sample_rate_: In Hz.
     """
@@ -84,6 +85,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         calibration: float | None = None,
         aggregate: str = "mean",
         sample_rate: int | None = None,
+        window: float | None = None,
     ):
         self.model = model
         self.score = score
@@ -94,14 +96,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.calibration = calibration
         self.aggregate = aggregate
         self.sample_rate = sample_rate
+        self.window = window
 
     @property
     def clips_needed(self) -> int:
         """Recordings that `fit` needs at least, to calibrate `alpha`."""
-        fewest = needed(self.alpha)
-        if self.calibration:
-            fewest = int(np.ceil(fewest / self.calibration - 1e-9))
-        return max(FEWEST + 1, fewest + (0 if self.calibration else FEWEST))
+        return clips_needed(self.alpha, self.calibration)
 
     def fit(self, X: Clips, y: Any = None, *, groups: Any = None) -> EnergyDetector:
         """Fit on normal clips.
@@ -118,6 +118,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             AudioError: a clip that cannot be read.
         """
         check_parameters(self)
+        split = self.alpha, self.calibration, self.seed
         X = clips_of(X)
         if isinstance(X, np.ndarray) and X.ndim == 2:
             self.n_features_in_ = X.shape[1]
@@ -127,16 +128,19 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.model_ = self.model
         if self.score == "energy" and self.model is None:
             clips = list(X)
-            held = self._held_out(groups_of(groups, len(clips)))
+            held = held_out(groups_of(groups, len(clips)), *split)
             self.model_ = self._trained([c for c, out in zip(clips, held, strict=True) if not out])
-        self._describer = Describer(self.sample_rate_, self.model_, self.learnt)
+        self._describer = Describer(self.sample_rate_, self.model_, self.learnt, self.window)
         rows = [row for some in self._describer.rows(self.windows(X)) for row in some]
         of_clip = groups_of(groups, rows[-1].clip + 1 if rows else 0)
-        held = self._held_out(of_clip)
+        if self.window is None:
+            self._describer.shorten(rows)
+        held = held_out(of_clip, *split)
         inside = [row for row in rows if not held[row.clip]]
         config = PRESETS[self.preset] if self.learnt and self.score == "typicality" else None
         self._scorer = Scorer.fit(inside, of_clip[[r.clip for r in inside]], self.seed, config)
         self._calibrate(rows, inside, of_clip, held)
+        self.window_ = self._describer.length / self.sample_rate_
         self.model_digest_: str | None = storage.digest_of(self.model_)
         return self
 
@@ -185,9 +189,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return gamma_threshold(self.normal_scores_, quantile)
 
     def assess(self, X: Clips) -> dict[str, Array]:
-        """From one pass: `energy` (nats, NaN without a model), `anomaly_score`, and `p_value`
-        (NaN without calibration), each `(B,)`.
-        """
+        """`energy` (nats, NaN without a model), `anomaly_score`, `p_value` (NaN without
+        calibration), each `(B,)`."""
         self._fitted()
         return self.assess_windows(self.windows(clips_of(X)))
 
@@ -218,6 +221,27 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """
         self._fitted()
         return frame_scores(self._describer, self._local, clip)
+
+    def score_stream(
+        self, blocks: Iterable[Any], sample_rate: int | None = None
+    ) -> Iterator[WindowScore]:
+        """Of a sound that goes on, a window at a time, as soon as it is whole, in memory that does
+        not grow; windows and scores are those of the same sound as one clip.
+
+        Arguments:
+            blocks: Samples `(n,)`, n as it comes, or pairs of them and their rate.
+            sample_rate: Of the blocks, in Hz; the detector's when None.
+
+        Raises:
+            ValueError: a block of another shape or rate, or with samples that are not finite.
+        """
+        self._fitted()
+        known = self.window_calibration_
+        limit = known.threshold(self.alpha) if known else -self.offset_
+        for seconds, row in stream(self._describer, blocks, sample_rate):
+            score = self._scores([row])
+            p = float(known.p_value(score)[0]) if known else float("nan")
+            yield WindowScore(*seconds, float(score[0]), p, row.energy, bool(score[0] > limit))
 
     @property
     def shortest(self) -> int:
@@ -260,51 +284,30 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             return np.array([row.energy for row in rows])
         return self._scorer(rows)
 
-    def _held_out(self, groups: Array) -> Array:
-        """Which clips calibrate, `(n,)`."""
-        if len(groups) == 0:
-            raise ValueError("no clips were given: 0 samples, at least 1 is required")
-        names = np.unique(groups)
-        count, fewest = len(names), needed(self.alpha)
-        if self.calibration == 0:
-            number, fewest = 0, 0
-        elif self.calibration is None:
-            number = max(fewest, round(SHARE * count))
-        else:
-            number = round(self.calibration * count)
-        if number < fewest or count - number < FEWEST:
-            raise ValueError(
-                f"{count} recordings (n_samples={len(groups)}) are too few: alpha={self.alpha} "
-                f"needs {fewest} that calibrate and {FEWEST} or more to fit, found "
-                f"{min(number, count)} and {max(0, count - number)}; pass {self.clips_needed} or "
-                f"more recordings, raise alpha, or give calibration=0 for scores without p-values"
-            )
-        order = np.random.default_rng(self.seed).permutation(count)
-        return np.isin(groups, names[order[:number]])
-
     def _calibrate(self, rows: list[Row], inside: list[Row], groups: Array, held: Array) -> None:
-        energies = self.score == "energy"
-        own = np.array([r.energy for r in inside]) if energies else self._scorer.normal
+        own = self._scores(inside) if self.score == "energy" else self._scorer.normal
         fitted = Sums(self.aggregate)
         fitted.add(inside, own)
         self.normal_scores_ = fitted.marks()["anomaly_score"]
         self.calibration_: Calibration | None = None
+        self.window_calibration_: Calibration | None = None
         outside = [row for row in rows if held[row.clip]]
         maps = config_of(self.preset if self.learnt else None)
         self._local = LocalScorer.fitted(inside, outside, groups, maps, self.seed)
         if outside:
+            parts = [outside[start : start + 256] for start in range(0, len(outside), 256)]
+            single = np.concatenate([self._scores(part) for part in parts])
             sums = Sums(self.aggregate)
-            for start in range(0, len(outside), 256):
-                part = outside[start : start + 256]
-                sums.add(part, self._scores(part))
+            sums.add(outside, single)
             scores = sums.marks()["anomaly_score"]
             self.calibration_ = Calibration.of(scores, groups[np.flatnonzero(held)])
+            of_row = groups[[row.clip for row in outside]]
+            self.window_calibration_ = Calibration.of(single, of_row)
             self.offset_ = -self.calibration_.threshold(self.alpha)
         else:
             self.offset_ = -gamma_threshold(self.normal_scores_)
 
     def _trained(self, clips: list[Any]) -> AudioEBM:
-        """A model of normals."""
         from sance_audio.normals import train_on_normals
 
         waves = [whole(clip, self.sample_rate_) for clip in clips]

@@ -33,6 +33,8 @@ def check_parameters(detector: Any) -> None:
     calibration, alpha = detector.calibration, detector.alpha
     if calibration is not None and not 0 <= calibration < 1:
         raise ValueError(f"calibration is a share between 0 and 1, found {calibration}")
+    if detector.window is not None and not 0.05 <= detector.window <= 600:
+        raise ValueError(f"window is a number of seconds from .05 to 600, found {detector.window}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a false-alarm rate between 0 and 1, found {alpha}")
 

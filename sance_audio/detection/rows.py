@@ -1,12 +1,14 @@
-"""Clips described: windows of at most ten seconds, each with its vectors, log-mels and energies.
+"""Clips described: windows, each with its vectors, log-mels and energies.
 
-A recording is scaled to one peak as a whole and cut into half-overlapping windows of `WINDOW`
-seconds; a shorter one is one window, as long as it is. Nothing is held longer than it is needed.
+A recording is cut into half-overlapping windows; a shorter one is one window, as long as it is.
+Each window is scaled to one peak, as if it were a recording of its own: what is loud elsewhere
+says nothing of it, and it can be judged before the recording ends. Nothing is held longer than it
+is needed.
 """
 
 from __future__ import annotations
 
-__all__ = ["WINDOW", "Clips", "Describer", "Row", "gathered", "statistics", "waveform", "whole"]
+__all__ = ["LONGEST", "Clips", "Describer", "Row", "gathered", "statistics", "waveform", "whole"]
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from sance_audio.detection.descriptors import Descriptors
 from sance_audio.model import AudioEBM
 from sance_audio.streams import Sound, listen, parts_of
 
-WINDOW = 10.0
-"""Seconds."""
+SHORTEST, LONGEST = 2.5, 10.0
+"""Seconds of a window, where nothing else is asked for."""
+ROOM = 1.1
+"""Its length, of that of the longest normal."""
 PEAK = 0.5
 LOWEST_RATE = 8_000
 """Hz; recordings of lower rates are described at it."""
@@ -49,6 +53,7 @@ class Row:
     vectors: dict[str, Array]
     log_mel: Tensor
     """`(M, T)`."""
+    samples: int = 0
     energy: float = float("nan")
     """Mean over the model's windows in it, nats; NaN without a model."""
     windows: int = 0
@@ -64,11 +69,18 @@ class Describer:
         sample_rate: Of plain arrays and of the analysis, in Hz.
         model: Whose energies are part of a row; at the same rate.
         learnt: Whether its network counts, or its Gaussian reference alone.
+        window: Seconds of a window; `LONGEST` when None.
     """
 
-    def __init__(self, sample_rate: int, model: AudioEBM | None = None, learnt: bool = True):
+    def __init__(
+        self,
+        sample_rate: int,
+        model: AudioEBM | None = None,
+        learnt: bool = True,
+        window: float | None = None,
+    ):
         self.sample_rate, self.model, self.learnt = sample_rate, model, learnt
-        self.length = round(WINDOW * sample_rate)
+        self.length = max(1, round((LONGEST if window is None else window) * sample_rate))
         self.descriptors = Descriptors(max(sample_rate, LOWEST_RATE))
         self.peak = PEAK if model is None else model.peak
 
@@ -78,7 +90,18 @@ class Describer:
         Raises:
             AudioError: a file that cannot be decoded.
         """
-        return listen(path, self.sample_rate, self.length, self.peak, padded=False)
+        return listen(path, self.sample_rate, self.length, padded=False)
+
+    def shorten(self, rows: Sequence[Row]) -> None:
+        """From now on, windows a little longer than the longest of these rows, within bounds: a
+        clip as long as normals are, to a few samples, stays one.
+        """
+        longest = round(ROOM * max((row.samples for row in rows), default=0))
+        self.length = min(self.length, max(longest, round(SHORTEST * self.sample_rate)))
+
+    def scaled(self, window: Tensor) -> Tensor:
+        """A window `(N,)` at the peak that all are described at."""
+        return window if self.peak is None else window * audio.gain(window.abs().max(), self.peak)
 
     def windows(self, clips: Clips) -> Iterator[Iterator[Tensor]]:
         """Of each clip, its windows: parts `(<= PART, <= length)`, made when asked for."""
@@ -88,7 +111,7 @@ class Describer:
         if isinstance(clip, (str, Path)):
             return self.listen(clip).parts()
         wave = waveform(clip, self.sample_rate)
-        return parts_of(wave, self.length, self.peak, padded=False)
+        return parts_of(wave, self.length, padded=False)
 
     def rows(
         self, clips: Iterable[Iterable[Tensor]], classes: bool = False
@@ -102,21 +125,24 @@ class Describer:
                 waiting += [(i, window) for window in part]
                 held = sum(len(window) for _, window in waiting)
                 if len(waiting) >= TOGETHER or held >= SAMPLES:
-                    yield self._described(waiting, classes)
+                    yield self.described(waiting, classes)
                     waiting = []
         if waiting:
-            yield self._described(waiting, classes)
+            yield self.described(waiting, classes)
 
-    def _described(self, windows: Sequence[tuple[int, Tensor]], classes: bool) -> list[Row]:
+    def described(self, windows: Sequence[tuple[int, Tensor]], classes: bool = False) -> list[Row]:
+        """Rows of windows `(N,)`, each with the number of its clip."""
         rate = self.descriptors.sample_rate
+        waves = [self.scaled(wave) for _, wave in windows]
 
         def one(part: slice) -> Row:
-            i, wave = windows[part.start]
-            return Row(i, *self.descriptors(audio.resample(wave, self.sample_rate, rate)))
+            (i, _), wave = windows[part.start], waves[part.start]
+            own = self.descriptors(audio.resample(wave, self.sample_rate, rate))
+            return Row(i, *own, samples=len(wave))
 
         rows = run_chunks(one, slices(len(windows), 1))
         if self.model is not None:
-            self._add_energies(self.model, rows, [wave for _, wave in windows], classes)
+            self._add_energies(self.model, rows, waves, classes)
         return rows
 
     def _add_energies(

@@ -24,8 +24,9 @@ from sance_audio.weights import (
 )
 
 WEIGHTS = "detector.safetensors"
-VERSION = 2
-"""Of what the file holds; those before 2 had another score."""
+VERSION = 3
+"""Of what the file holds: those before 2 had another score, before 3 one peak for all windows of a
+recording."""
 
 
 def save(detector: Any, folder: Path) -> Path:
@@ -39,15 +40,20 @@ def save(detector: Any, folder: Path) -> Path:
         "detector": settings,
         "offset": detector.offset_,
         "sample_rate": detector.sample_rate_,
+        "window": detector.window_,
         "model": detector.model_digest_,
         "own_model": own_model,
     }
     tensors = {f"scorer.{k}": v for k, v in detector._scorer.tensors().items()}
     tensors |= {f"local.{k}": v for k, v in detector._local.tensors().items()}
     tensors["normal_scores"] = torch.from_numpy(detector.normal_scores_)
-    if detector.calibration_ is not None:
-        tensors["calibration.scores"] = torch.from_numpy(detector.calibration_.scores)
-        tensors["calibration.weights"] = torch.from_numpy(detector.calibration_.weights)
+    for name, known in (
+        ("calibration", detector.calibration_),
+        ("window_calibration", detector.window_calibration_),
+    ):
+        if known is not None:
+            tensors[f"{name}.scores"] = torch.from_numpy(known.scores)
+            tensors[f"{name}.weights"] = torch.from_numpy(known.weights)
     return save_weights(folder / WEIGHTS, "detector", about, tensors)
 
 
@@ -71,21 +77,24 @@ def load(cls: Any, run: str | Path, device: str | torch.device) -> Any:
         detector._scorer = Scorer.restore(below(tensors, "scorer."))
         detector._local = LocalScorer.restore(below(tensors, "local."))
         detector.normal_scores_ = tensors["normal_scores"].numpy()
-        scores, weights = (tensors.get(f"calibration.{k}") for k in ("scores", "weights"))
-        detector.calibration_ = (
-            None
-            if scores is None or weights is None
-            else Calibration(scores.numpy(), weights.numpy())
-        )
+        detector.window_ = float(about["window"])
+        detector.calibration_ = _calibration(tensors, "calibration")
+        detector.window_calibration_ = _calibration(tensors, "window_calibration")
     except (KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{file}: settings do not match this version ({error})") from error
-    detector._describer = Describer(detector.sample_rate_, model, detector.learnt)
+    own = detector.sample_rate_, model, detector.learnt, detector.window_
+    detector._describer = Describer(*own)
     if about["model"] != digest_of(model):
         raise WeightsError(
             f"{file}: was calibrated with another model than the one beside it; put that model "
             f"back, or fit a detector to this one"
         )
     return detector
+
+
+def _calibration(tensors: dict[str, torch.Tensor], name: str) -> Calibration | None:
+    found = {k: v.numpy() for k, v in below(tensors, f"{name}.").items()}
+    return Calibration(**found) if found else None
 
 
 def digest_of(model: AudioEBM | None) -> str | None:

@@ -49,7 +49,7 @@ def _windows(describer: Describer, local: LocalScorer, clip: Any) -> Iterator[tu
         n, parts = sound.samples, sound.parts()
     else:
         wave = waveform(clip, rate)
-        n, parts = len(wave), parts_of(wave, length, describer.peak, padded=False)
+        n, parts = len(wave), parts_of(wave, length, padded=False)
     starts = list(audio.window_starts(n, length)) if n > length else [0]
     middles = [(a + b + length) / 2 for a, b in itertools.pairwise(starts)]
     borders = np.array([0.0, *middles, n + 1.0]) / rate
@@ -63,5 +63,5 @@ def _windows(describer: Describer, local: LocalScorer, clip: Any) -> Iterator[tu
 
 def _log_mel(describer: Describer, wave: Tensor) -> Tensor:
     own = describer.descriptors
-    x = audio.resample(wave, describer.sample_rate, own.sample_rate)
+    x = audio.resample(describer.scaled(wave), describer.sample_rate, own.sample_rate)
     return own.features(pad(x, (0, max(0, own.n_fft - len(x)))).unsqueeze(0))[0, 0]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sance_audio.detection import EnergyDetector
-from sance_audio.detection.domains import DomainDetector, DomainScorer, fit_pair
+from sance_audio.detection.domains import DomainDetector, DomainScorer, fit_pair, radius_of
+from sance_audio.detection.typicality import Fold
 from sance_audio.ranking import auc
 
 RATE = 8000
@@ -109,6 +110,19 @@ def test_statistics_of_the_few_are_drawn_to_those_of_the_many():
     assert pair[0].centre == pytest.approx(many.mean(0))
     assert pair[1].centre == pytest.approx((10 * few.mean(0) + 2 * many.mean(0)) / 12)
     assert pair[1].spread ** 2 == pytest.approx((10 * few.var(0) + 2 * many.var(0)) / 12, rel=1e-6)
+
+
+def test_a_setting_that_is_heard_less_often_is_not_odd_for_it():
+    """Distances count relative to those of the normals themselves: by hand, in one dimension."""
+    normals = np.array([[0.0], [1.0], [2.0], [20.0], [24.0]])
+    # Nearest others, five or all there are: of 0 the 1 2 20 24, of 20 the 24 18 19 20.
+    assert radius_of(normals)[[0, 3]] == pytest.approx([47 / 4, (4 + 18 + 19 + 20) / 4])
+    fold = Fold(np.zeros(1), np.ones(1), np.eye(1), normals, np.array([1.0, 1.0, 1.0, 4.0, 4.0]))
+    k = fold.terms(np.array([[4.0], [28.0]]))[:, 1]
+    assert k == pytest.approx(
+        np.log([2 / 1, 4 / 4]), abs=1e-8
+    )  # 2 from a normal, and 4 from another
+    assert radius_of(np.zeros((4, 2))) == pytest.approx([1e-3] * 4)  # copies
 
 
 def test_one_of_the_target_is_compared_with_all():

@@ -6,14 +6,17 @@ compared with each domain for itself, and is as odd as the nearer one finds it:
 
     score = min_d S_d,    S_d as in `scorer`, of terms M_d and K_d
 
-M_d is about the domain's mean, with one covariance, that of all normals about their domain's mean;
-K_d is the distance to the domain's normals. Each is standardised by what the domain's normals have
-under the fits that did not see them; for the few of the target, mean and variance are drawn to
-those of the source, which weigh as `PRIOR` normals.
+M_d is about the domain's mean, with one covariance, that of all normals about their domain's mean.
+K_d is the log of the least distance to a normal of the domain over that normal's own distance to
+`NEIGHBOURS` others, so that settings heard less often are not odd for it. Each is standardised by
+what the domain's normals have under the fits that did not see them; for the few of the target,
+mean and variance are drawn to those of the source, which weigh as `PRIOR` normals.
 
 References:
     First-shot anomaly sound detection for machine condition monitoring: A domain generalization
         baseline (Harada et al., 2023): Mahalanobis distances, the smaller of two
+    Keeping the balance: Anomaly score calculation for domain generalization (Wilkinghoff et al.,
+        2025): distances over local ones
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ FEWEST = 3
 """Recordings of each domain that `DomainDetector` needs."""
 PRIOR = 2.0
 """Normals that the source counts for where the target is standardised."""
+NEIGHBOURS = 5
+CLOSEST = 1e-3
+"""Least distance to them: normals may be copies."""
 
 Array = np.ndarray
 
@@ -116,9 +122,9 @@ def fit_pair(v: Array, folds: Array, target: Array) -> tuple[list[Typicality], A
     """Typicality relative to each domain, of normals `(n, D)` in the folds `(n,)`; also their own
     cross-fitted sums of z, `(n, 2)`.
 
-    Without two of the target to compare with each other, both are relative to all normals.
+    Without three of the target to compare with each other, both are relative to all normals.
     """
-    if len(np.unique(folds[target])) < 2:
+    if len(np.unique(folds[target])) < FEWEST:
         typicality, own = Typicality.fit(v, folds)
         return [typicality, typicality], np.repeat(own.sum(1)[:, None], 2, 1)
     v, rng = v.astype(np.float64), np.random.default_rng(0)
@@ -144,10 +150,20 @@ def _folds(v: Array, target: Array, rng: np.random.Generator) -> list[Fold]:
     means = [v[domain].mean(0) for domain in domains]
     z = (v - np.where(target[:, None], means[1], means[0])) * scale
     precision = precision_of(z)
+    kept = [kept_of(z[domain], rng) for domain in domains]
     return [
-        Fold(mean, scale, precision, kept_of(z[domain], rng))
-        for mean, domain in zip(means, domains, strict=True)
+        Fold(mean, scale, precision, normals, radius_of(normals))
+        for mean, normals in zip(means, kept, strict=True)
     ]
+
+
+def radius_of(normals: Array) -> Array:
+    """Mean distance `(n,)` of each normal of `(n, D)`, n >= 2, to its nearest others."""
+    squares = (normals**2).sum(1)
+    distance = np.sqrt(np.maximum(squares[:, None] + squares - 2 * normals @ normals.T, 0))
+    np.fill_diagonal(distance, np.inf)
+    k = min(NEIGHBOURS, len(normals) - 1)
+    return np.maximum(np.partition(distance, k - 1, 1)[:, :k].mean(1), CLOSEST)
 
 
 class DomainDetector(EnergyDetector):

@@ -44,16 +44,28 @@ class Fold(NamedTuple):
     """`(D, D)`."""
     normals: Array
     """`(<= KEPT, D)`, standardised."""
+    radius: Array | None = None
+    """`(<= KEPT,)`: of each normal, how far its own neighbours are; K is then the least distance
+    to a normal, over its radius.
+    """
 
     def terms(self, v: Array) -> Array:
         """M and K of vectors `(B, D)`: `(B, 2)`."""
         z = (v - self.mean) * self.scale
         square = ((z[:, None] @ self.precision)[:, 0] * z).sum(1)  # row by row, whatever B
         distance = (z**2).sum(1)[:, None] + (self.normals**2).sum(1) - 2 * z @ self.normals.T
-        k = min(NEAREST, len(self.normals))
-        nearest = self.normals[np.argpartition(distance, k - 1, 1)[:, :k]]
-        near = np.sqrt(((z[:, None] - nearest) ** 2).sum(2)).mean(1)  # without cancellation
+        near = self._near(z, distance) if self.radius is None else self._relative(z, distance)
         return np.stack([0.5 * np.log(square + 1e-9), np.log(near + 1e-9)], 1)
+
+    def _near(self, z: Array, square: Array) -> Array:
+        k = min(NEAREST, len(self.normals))
+        nearest = self.normals[np.argpartition(square, k - 1, 1)[:, :k]]
+        return np.sqrt(((z[:, None] - nearest) ** 2).sum(2)).mean(1)  # without cancellation
+
+    def _relative(self, z: Array, square: Array) -> Array:
+        assert self.radius is not None
+        nearest = (np.maximum(square, 0) / self.radius**2).argmin(1)
+        return np.sqrt(((z - self.normals[nearest]) ** 2).sum(1)) / self.radius[nearest]
 
 
 def fold(v: Array, rng: np.random.Generator) -> Fold:
@@ -118,13 +130,17 @@ class Typicality:
         """What `restore` makes it again from."""
         out = {"centre": self.centre, "spread": self.spread}
         for i, f in enumerate(self.folds):
-            out |= {f"{i}.{name}": value for name, value in f._asdict().items()}
+            own = f._asdict().items()
+            out |= {f"{i}.{name}": value for name, value in own if value is not None}
         return out
 
     @classmethod
     def restore(cls, arrays: dict[str, Array]) -> Typicality:
         count = len({name.split(".")[0] for name in arrays if "." in name})
-        folds = [Fold(*(arrays[f"{i}.{name}"] for name in Fold._fields)) for i in range(count)]
+        folds = []
+        for i in range(count):
+            names = [name for name in Fold._fields if f"{i}.{name}" in arrays]
+            folds.append(Fold(**{name: arrays[f"{i}.{name}"] for name in names}))
         return cls(folds, arrays["centre"], arrays["spread"])
 
 

@@ -47,7 +47,7 @@ class ComponentGaussian:
         each.
         """
         u = (x.reshape(x.shape[0], -1) - self.mean).unsqueeze(1)
-        basis = self.basis.expand(len(u), -1, -1)
+        basis = self.basis.expand(u.shape[0], -1, -1)
         modelled, outside = quadratic_parts(u, basis, self.eigenvalues, self.remainder)
         return modelled.squeeze(1), outside.squeeze(1)
 

@@ -168,7 +168,7 @@ class GaussianReference(nn.Module):
 
     def log_prob_all(self, x: Tensor) -> Tensor:
         """log p_0(x | c) of every row under every component, `(B, C)`."""
-        u = x.reshape(1, len(x), -1) - self.mean.unsqueeze(1)  # (C, B, D)
+        u = x.flatten(1).unsqueeze(0) - self.mean.unsqueeze(1)  # (C, B, D)
         modelled, outside = quadratic_parts(u, self.basis, self.eigenvalues, self.remainder)
         return log_density(modelled, outside, self.basis, self.eigenvalues, self.remainder).T
 

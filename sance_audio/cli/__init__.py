@@ -1,5 +1,5 @@
-"""The command line: `sance-audio train | generate | restore | invert | detect | score | evaluate |
-page | info`.
+"""The command line: `sance-audio train | generate | restore | invert | detect | score | export |
+evaluate | page | info`.
 
 A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a
 traceback.
@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from sance_audio.cli.export import Export, export
 from sance_audio.cli.runs import Evaluate, Info, Page, evaluate, info, page, train
 from sance_audio.cli.scores import Detect, Score, detect, score
 from sance_audio.cli.sounds import Generate, Invert, Restore, generate, invert, restore
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[Any, Any]] = {
     "invert": (Invert, invert),
     "detect": (Detect, detect),
     "score": (Score, score),
+    "export": (Export, export),
     "evaluate": (Evaluate, evaluate),
     "page": (Page, page),
     "info": (Info, info),

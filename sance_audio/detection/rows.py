@@ -168,34 +168,34 @@ def statistics(model: AudioEBM, x: Tensor, learnt: bool = True) -> tuple[Tensor,
     """Energies and energy statistics of log-mels `(B, 1, M, T)`.
 
     Returns:
-        -log p(x) `(B,)` in nats, and s(x) `(B, S)`: under the likeliest component, the energy, the
-        modelled and the residual part of its Gaussian, the residual's part in each of `GROUPS`
-        groups of bands and of frames, and (with `learnt`) the network's energy. Everything but the
-        energies is on a logarithmic scale.
+        -log p(x) `(B,)` in nats, and s(x) `(B, S)`: the energy, then what `terms` gives.
+        Everything but the energies is on a logarithmic scale.
     """
-
-    def one(rows: Tensor) -> Tensor:
-        c = model.component_of(rows)
-        noisy = rows + model.jitter
-        gaussian = model.reference.given(c)
-        modelled, residual = gaussian.parts(noisy)
-        u = noisy.flatten(1) - gaussian.mean
-        outside = u - (gaussian.basis @ (gaussian.basis.mT @ u.unsqueeze(2))).squeeze(2)
-        cells = (outside.square() / gaussian.remainder.unsqueeze(1)).view(-1, 1, *model.shape)
-        bands = torch.nn.functional.adaptive_avg_pool2d(cells, (GROUPS, 1)).flatten(1)
-        times = torch.nn.functional.adaptive_avg_pool2d(cells, (1, GROUPS)).flatten(1)
-        columns = [
-            modelled.log().unsqueeze(1),
-            residual.log().unsqueeze(1),
-            bands.log(),
-            times.log(),
-        ]
-        if learnt:
-            columns.append(model.density.learnt(noisy, c).unsqueeze(1))
-        return torch.cat(columns, 1)
-
     energy = model.energy_of(x, reference_only=not learnt)
-    return energy, torch.cat([energy.unsqueeze(1), chunked(one, x, size=chunk_size(x.device))], 1)
+    size = chunk_size(x.device)
+    found = chunked(
+        lambda rows: terms(model, rows, model.component_of(rows), learnt), x, size=size
+    )
+    return energy, torch.cat([energy.unsqueeze(1), found], 1)
+
+
+def terms(model: AudioEBM, x: Tensor, c: Tensor, learnt: bool = True) -> Tensor:
+    """Of log-mels `(B, 1, M, T)` under the components c `(B,)`: the modelled and the residual part
+    of the Gaussian, the residual's part in each of `GROUPS` groups of bands and of frames, and
+    (with `learnt`) the network's energy, `(B, S - 1)`.
+    """
+    noisy = x + model.jitter
+    gaussian = model.reference.given(c)
+    modelled, residual = gaussian.parts(noisy)
+    u = noisy.flatten(1) - gaussian.mean
+    outside = u - (gaussian.basis @ (gaussian.basis.mT @ u.unsqueeze(2))).squeeze(2)
+    cells = (outside.square() / gaussian.remainder.unsqueeze(1)).view(-1, 1, *model.shape)
+    bands = torch.nn.functional.adaptive_avg_pool2d(cells, (GROUPS, 1)).flatten(1)
+    times = torch.nn.functional.adaptive_avg_pool2d(cells, (1, GROUPS)).flatten(1)
+    columns = [modelled.log().unsqueeze(1), residual.log().unsqueeze(1), bands.log(), times.log()]
+    if learnt:
+        columns.append(model.density.learnt(noisy, c).unsqueeze(1))
+    return torch.cat(columns, 1)
 
 
 def gathered(rows: Sequence[Row]) -> dict[str, Array]:

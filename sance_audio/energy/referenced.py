@@ -80,12 +80,15 @@ class ReferencedEnergy(nn.Module):
         joint, _ = self.candidates(x, log_weight)
         return -joint.logsumexp(1)
 
-    def candidates(self, x: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """`log w_c p(x | c)` of the likeliest components, and which they are: `(B, k)` each, k at
-        most `CANDIDATES`. Arguments as of `marginal`.
+    def candidates(
+        self, x: Tensor, log_weight: Tensor, count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`log w_c p(x | c)` of the likeliest components, and which they are: `(B, k)` each.
+        Arguments as of `marginal`; k is `count`, or `CANDIDATES` at most when None.
         """
         joint = self.base.log_prob_all(x) + log_weight
-        count = min(CANDIDATES, int(log_weight.isfinite().sum()))
+        if count is None:
+            count = min(CANDIDATES, int(log_weight.isfinite().sum()))
         best, c = joint.topk(count, 1)
         learnt = torch.stack([self.learnt(x, c[:, j]) for j in range(count)], 1)
         return best - learnt - self.log_z[c], c

@@ -28,6 +28,7 @@ def draw(
     steps: int,
     step_size: float,
     cap: float,
+    temperature: float = 1.0,
     reference_only: bool = False,
     compute: Compute | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -40,12 +41,15 @@ def draw(
         steps: Langevin steps.
         step_size: eps of the sampler.
         cap: Its cap.
+        temperature: tau: samples of p^(1 / tau), reference and network alike; below 1 likelier and
+            less varied.
         reference_only: Leave the samples as the reference drew them.
         compute: How steps are computed, and with how many threads; part of what decides the last
             bits.
 
     Raises:
-        ValueError: a negative number of steps; an unknown class.
+        ValueError: a negative number of steps; an unknown class; a temperature that is not
+            positive.
     """
     if steps < 0:
         raise ValueError(f"the number of Langevin steps cannot be negative, found {steps}")
@@ -58,17 +62,19 @@ def draw(
     full = torch.cat([c, c[-1:].expand(size - n)])
     cells = model.reference.mean.shape[1]
     noise = [torch.randn(cells, generator=g, device=device) for g in generators]
-    if reference_only:  # as it was fitted, at temperature 1
+    own = 1.0 if reference_only else density.temperature  # the reference is as it was fitted
+    if reference_only:
         density = ReferencedEnergy(model.reference, density.network)
-    base_of = density.base
+    drawn = ReferencedEnergy(model.reference, density.network, temperature * own)
+    base_of = drawn.base
 
     def finish(part: slice) -> Tensor:
         base = base_of.given(full[part])
         x = base.colour(torch.stack(noise[part])).view(-1, 1, *model.shape)
         energy = GivenEnergy(density, full[part], 0.0 if reference_only else 1.0)
         if not reference_only and steps > 0:
-            sampler = ReferenceLangevin(base, step_size, cap)
-            x = sample(energy, sampler, x, steps, generator=generators[part], compute=compute)
+            sampler, moving = ReferenceLangevin(base, step_size, cap), drawn.given(full[part])
+            x = sample(moving, sampler, x, steps, generator=generators[part], compute=compute)
         return x - model.sigma**2 * value_and_grad(energy, x)[1]
 
     on_cpu = device.type == "cpu"

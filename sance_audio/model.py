@@ -191,20 +191,14 @@ class AudioEBM(EnergyModel):
     # From noise to waveforms
 
     def draw(
-        self,
-        classes: Sequence[int],
-        seeds: Sequence[int],
-        *,
-        steps: int | None = None,
-        reference_only: bool = False,
+        self, classes: Sequence[int], seeds: Sequence[int], steps: int | None = None, **how: Any
     ) -> tuple[Tensor, Tensor]:
         """Cleaned log-mels `(B, 1, M, T)` of the given classes and their components `(B,)`: exact
         samples of the reference, moved by Langevin dynamics, the model's own steps when None.
         Arguments as of `generation.draw`.
         """
-        steps = self.steps if steps is None else steps
-        how: dict[str, Any] = {"steps": steps, "reference_only": reference_only}
-        how |= {"step_size": self.step_size, "cap": self.cap, "compute": self.compute}
+        how |= {"steps": self.steps if steps is None else steps, "compute": self.compute}
+        how |= {"step_size": self.step_size, "cap": self.cap}
         return generation.draw(self, classes, seeds, **how)
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
@@ -232,17 +226,20 @@ class AudioEBM(EnergyModel):
         label: int | None = None,
         *,
         steps: int | None = None,
+        temperature: float = 1.0,
         reference_only: bool = False,
     ) -> Tensor:
         """New clips `(n, window)` at the model's sample rate, classes in balanced turn unless
         `label` is given.
 
         Clip i of a generator's seed is the same whatever n. Seed 0 when there is no generator.
+        Other arguments as of `generation.draw`.
         """
         if n < 1:
             raise ValueError(f"the number of clips must be at least 1, found {n}")
         seeds = clip_seeds(generator, n)
-        x, _ = self.draw(self.classes(n, label), seeds, steps=steps, reference_only=reference_only)
+        how: Any = {"temperature": temperature, "reference_only": reference_only}
+        x, _ = self.draw(self.classes(n, label), seeds, steps, **how)
         return self.invert(x, seeds)
 
     # What is missing, from what is there

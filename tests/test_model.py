@@ -193,3 +193,25 @@ def test_energies_over_many_components_are_upper_bounds_close_to_the_sum():
         bound, exact = energy.marginal(x, weight), -torch.stack(every, 1).logsumexp(1)
     assert (bound >= exact - 1e-3).all()
     assert (bound - exact).max() < 0.01
+
+
+def test_a_temperature_scales_what_is_drawn():
+    """With F = 0 the density is Gaussian: at tau its draws, and what cleaning leaves of them, are
+    sqrt(tau) as far from the mean, whatever the sampler's steps.
+    """
+    model = small_model(trained=False)
+    seeds = list(range(300))
+    drawn = {}
+    for tau in (1.0, 0.25):
+        x, c = model.draw([0] * 300, seeds, 0, temperature=tau)
+        drawn[tau] = x.flatten(1) - model.reference.mean[c]
+    torch.testing.assert_close(drawn[0.25], 0.5 * drawn[1.0], rtol=1e-4, atol=1e-4)
+    moved, c = model.draw([0] * 300, seeds, 20, temperature=0.25)
+    ratio = (moved.flatten(1) - model.reference.mean[c]).square().mean() / drawn[
+        1.0
+    ].square().mean()
+    assert abs(float(ratio) - 0.25) < 0.01
+    plain, same = model.draw([0], [3], 4)[0], model.draw([0], [3], 4, temperature=1.0)[0]
+    assert torch.equal(plain, same)
+    with pytest.raises(ValueError, match="temperature must be a positive number"):
+        model.draw([0], [0], 4, temperature=0.0)

@@ -1,5 +1,5 @@
 """The command line: `sance-audio train | generate | restore | invert | detect | score | export |
-evaluate | page | info`.
+evaluate | page | demo | info`.
 
 A user's mistake ends in one line on standard error and exit status 2; only our own mistakes show a
 traceback.
@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from sance_audio.cli.demo import Demo, demo
 from sance_audio.cli.export import Export, export
 from sance_audio.cli.runs import Evaluate, Info, Page, evaluate, info, page, train
 from sance_audio.cli.scores import Detect, Score, detect, score
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[Any, Any]] = {
     "export": (Export, export),
     "evaluate": (Evaluate, evaluate),
     "page": (Page, page),
+    "demo": (Demo, demo),
     "info": (Info, info),
 }
 

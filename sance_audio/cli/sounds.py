@@ -29,6 +29,8 @@ class Generate:
     """One class only, by name."""
     steps: int | None = None
     """Langevin steps; the model's own number when left out."""
+    temperature: float = 1.0
+    """Below 1: likelier and less varied clips; above: the contrary."""
     reference_only: bool = False
     """Leave the network out: exact samples of the Gaussian reference."""
 
@@ -90,6 +92,7 @@ def generate(args: Generate) -> None:
         _seeded(args.seed),
         label,
         steps=args.steps,
+        temperature=args.temperature,
         reference_only=args.reference_only,
     )
     names = write_clips(model, waves, model.classes(args.num, label), args.out)

@@ -19,6 +19,46 @@ def test_python_blocks_run(finished_run, capsys):
     assert "64 chains, 500 steps, acceptance 0.5" in printed
 
 
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks_of(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_python_of_the_docs_runs(path):
+    """Examples run one after the other; those of `onnx.md` in test_export.py, with its files."""
+    names: dict = {}
+    for block in blocks_of(path):
+        if not block.startswith("# sance_audio/") and path.name != "onnx.md":
+            exec(block, names)
+
+
+def quotations():
+    for path in DOCS:
+        for block in blocks_of(path):
+            if block.startswith("# sance_audio/"):
+                head, *lines = block.splitlines()
+                yield from ((head[2:], line) for line in lines)
+
+
+@pytest.mark.parametrize(("path", "line"), list(quotations()))
+def test_a_quoted_line_stands_in_its_file(path, line):
+    assert line.strip() in [there.strip() for there in (ROOT / path).read_text().splitlines()]
+
+
+def test_the_method_quotes_its_code():
+    files = {path for path, _ in quotations()}
+    assert len(files) >= 9
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_links_of_the_docs_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)h][^)]*)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets

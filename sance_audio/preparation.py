@@ -265,6 +265,7 @@ def _facts(
     return {
         "clips": {s: sum(c.split == s for c, _ in good) for s in SPLITS},
         "rows": {s: sum(r.rows for c, r in good if c.split == s) for s in SPLITS},
+        "not_chosen": corpus.not_chosen,
         "seconds": sum(r.seconds for _, r in good),
         "window_seconds": window,
         "sample_rate": features.sample_rate,
@@ -278,6 +279,11 @@ def _facts(
         "repeated": repeated,
         "read_in_part": [f"{c.name}: {r.partial}" for c, r in good if r.partial],
         "silent": [c.name for c, r in zip(clips, readings, strict=True) if r.silent],
+        "other_rate": [
+            f"{c.name}: {r.rate} Hz, where the corpus has {corpus.rate}; resampled"
+            for c, r in good
+            if corpus.rate not in (None, r.rate)
+        ],
     }
 
 
@@ -286,6 +292,8 @@ def _report(name: str, facts: Results) -> None:
     counts = ", ".join(f"{n} {split}" for split, n in facts["clips"].items())
     rows = sum(facts["rows"].values())
     print(f"{name}: {counts} clips, {facts['seconds'] / 60:.1f} minutes, {rows} windows")
+    if facts["not_chosen"]:
+        print(f"  a part of the corpus: {facts['not_chosen']} further clips were not chosen")
     print(
         f"  of {facts['window_seconds']:.2f} s at {facts['sample_rate']} Hz: {facts['padded']} "
         f"clips padded, {facts['longer_than_window']} longer ({facts['seconds_unused']:.0f} s of "
@@ -297,6 +305,7 @@ def _report(name: str, facts: Results) -> None:
         "repeated": "left out as repetitions",
         "read_in_part": "read in part",
         "silent": "left out as silent",
+        "other_rate": "of another rate than documented",
     }
     print("  " + ", ".join(f"{len(facts[key])} {words}" for key, words in kinds.items()))
     for key, words in kinds.items():

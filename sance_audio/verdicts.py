@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-__all__ = ["table", "columns", "evaluation_findings"]
+__all__ = ["table", "columns", "left_out", "evaluation_findings"]
 
 from typing import Any
 
 Results = dict[str, Any]
 
 
+TITLES = {
+    "clips": "clips",
+    "accuracy": "accuracy",
+    "inception_score": "IS",
+    "kid": "KID x1000 at {n}",
+    "fid": "FID at {n}",
+    "fid_all": "FID all",
+    "precision": "prec.",
+    "recall": "recall",
+    "density": "dens.",
+    "coverage": "cover.",
+}
+NEEDS = {
+    "accuracy": "labels",
+    "inception_score": "labels",
+    "kid": "more than one recording in each row",
+} | dict.fromkeys(("precision", "recall", "density", "coverage"), "more clips in each row")
+"""What there is none of where a figure has no value."""
+
+
 def columns(evaluation: Results) -> dict[str, str]:
     """Key of each column that the rows have a value for, and its title; `kid` is times 1000."""
-    n = evaluation["n_equal"]
-    titles = {
-        "clips": "clips",
-        "accuracy": "accuracy",
-        "inception_score": "IS",
-        "kid": f"KID x1000 at {n}",
-        "fid": f"FID at {n}",
-        "fid_all": "FID all",
-        "precision": "prec.",
-        "recall": "recall",
-        "density": "dens.",
-        "coverage": "cover.",
-    }
-    rows = evaluation["table"].values()
-    return {k: title for k, title in titles.items() if all(r[k] is not None for r in rows)}
+    n, rows = evaluation["n_equal"], evaluation["table"].values()
+    found = {k: title for k, title in TITLES.items() if all(r[k] is not None for r in rows)}
+    return {k: title.format(n=n) for k, title in found.items()}
+
+
+def left_out(evaluation: Results) -> list[str]:
+    """A line on the figures without a value: which, and what they would need."""
+    lacking: dict[str, list[str]] = {}
+    for key in TITLES.keys() - columns(evaluation).keys():
+        lacking.setdefault(NEEDS[key], []).append(key.replace("_", " "))
+    return [
+        f"Left out, for want of {need}: {', '.join(sorted(names))}."
+        for need, names in sorted(lacking.items())
+    ]
 
 
 def cell(row: Results, key: str) -> str:
@@ -57,7 +76,7 @@ def table(evaluation: Results) -> list[str]:
 
 def evaluation_findings(evaluation: Results) -> list[str]:
     """What the table shows, and what it does not."""
-    lines = []
+    lines = left_out(evaluation)
     real = evaluation["table"]["real test clips"]
     if real["recordings"] < real["clips"]:
         lines.append(

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, real_data
+from corpus_trees import nsynth_tree, speech_commands_tree
 
 from sance_audio import cli
 from sance_audio.datasets import dcase, drums, fsdd, machines
@@ -162,6 +163,8 @@ TREES = {
     "mimii": mimii_tree,
     "toyadmos": toyadmos_tree,
     "dcase_task2": dcase_tree,
+    "speech_commands": speech_commands_tree,
+    "nsynth": nsynth_tree,
 }
 
 
@@ -176,7 +179,20 @@ def smoke_of(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*RECIPES} - TOYS - SCREENING))
 def test_smoke(name, tmp_path, capsys):
-    recipe, options = smoke_of(name, tmp_path)
+    generates(*smoke_of(name, tmp_path), tmp_path, capsys)
+
+
+def test_esc50_generates_too(tmp_path, capsys):
+    recipe, options = smoke_of("esc50", tmp_path)
+    options = replace(options, task="generate")
+    generates(recipe, options, tmp_path, capsys)
+    facts = json.loads((options.run / "preparation.json").read_text())
+    assert facts["clips"] == {"train": 18, "valid": 6, "test": 6}
+    assert facts["resampled"] == 30, "16 kHz are listened at"
+    assert facts["other_rate"] == [], "44.1 kHz are what the corpus has"
+
+
+def generates(recipe, options, tmp_path, capsys):
     recipe.main(options)
     printed = capsys.readouterr().out
     assert str((tmp_path / "run" / "index.html").resolve()) in printed

@@ -1,87 +1,131 @@
-"""One class of environmental sounds against the rest: ESC-50, or ESC-10, by its own folds.
+"""Environmental sounds, ESC-50 or ESC-10, by its own folds: one class against the rest, or clips.
 
     python recipes/esc50/train.py --task anomaly --esc10 --data DIR --run runs/esc10
+    python recipes/esc50/train.py --task generate --esc10 --data DIR --run runs/esc10-clips
 
-For each class and each fold, a detector is fitted to the class's clips of the other folds, and
-judges all clips of the fold: those of the class are normal, all others odd. Folds never share a
-source recording. 32 clips are too few to calibrate false-alarm rates with and to learn from, so
-that there are scores and no p-values.
+anomaly: for each class and each fold, a detector is fitted to the class's clips of the other
+folds, and judges all clips of the fold: those of the class are normal, all others odd. 32 clips
+are too few to calibrate false-alarm rates with and to learn from, so that there are scores and no
+p-values.
+
+generate: a model of all classes learns from windows of a second of folds 1 to 3; fold 4 calibrates
+its detector, fold 5 judges what it generates. Folds never share a source recording.
 """
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import tyro
+import torch
 
-from sance_audio import TrainConfig
+from sance_audio import LogMel, TrainConfig, recipe, screening
+from sance_audio.anomalies import detect
+from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.audio import file_label, resample
-from sance_audio.datasets import esc50
+from sance_audio.datasets import Corpus, esc50
 from sance_audio.datasets.corpus import Clip
 from sance_audio.datasets.esc50 import FoldClip
-from sance_audio.options import RunOptions
-from sance_audio.recipe import launch
-from sance_audio.screening import (
-    ROWS,
-    Judged,
-    Task,
-    conclude,
-    figures,
-    judge,
-    less,
-    refuse_several,
-)
-from sance_audio.workflow import connect, start
+from sance_audio.options import SMOKE, Options
+from sance_audio.preparation import build, prepare
+from sance_audio.screening import ROWS, Judged, Task, figures, judge, less
+from sance_audio.workflow import connect, fit, start
 
-TASKS = ("anomaly",)
+TASKS = ("anomaly", "generate")
 CLASS = 40
 """Clips of a class."""
 RATE = 16000
 """Hz, that is listened at."""
 
 
+WINDOWS = 5
+"""Of a second, that a clip is trained on, at most; silent ones are passed over."""
+
+
 @dataclass(frozen=True)
-class EscOptions(RunOptions):
-    """Options of the recipe of environmental sounds."""
+class EscOptions(Options):
+    """Options of the recipe of environmental sounds. Those of training and of clips, which both
+    tasks list, are of the task generate.
+    """
 
     run: Path = Path("runs/esc50")
-    """Run folder. The same command again goes on, class by class."""
-    train: tyro.conf.Suppress[TrainConfig] = field(default_factory=TrainConfig)
+    """Run folder. The same command again goes on, class by class or step by step."""
     task: str = "anomaly"
-    """anomaly: one class against the rest."""
-    data: Path | None = None
-    """Folder of the corpus, with audio/ and meta/; downloaded when left out."""
+    """anomaly: one class against the rest. generate: a model of all classes, and its clips."""
     esc10: bool = False
     """Only the ten classes of ESC-10."""
     folds: tuple[int, ...] = esc50.FOLDS
-    """Folds that are judged, each with detectors fitted to the other four."""
+    """Of the task anomaly: folds that are judged, each with detectors fitted to the other four."""
     show: int = 2
-    """Oddest, and most ordinary, clips of each class on the page, of the first fold judged."""
+    """Of the task anomaly: oddest, and most ordinary, clips of each class on the page, of the
+    first fold judged."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task not in TASKS:
-            raise ValueError(f"--task {self.task}: there is no such task; there is anomaly")
+            raise ValueError(
+                f"--task {self.task}: there is no such task; there is {', and '.join(TASKS)}"
+            )
         if not self.folds or set(self.folds) - set(esc50.FOLDS):
             raise ValueError(f"--folds are some of 1 2 3 4 5, found {self.folds}")
-        for name in ("seed", "show"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be at least 0, found {getattr(self, name)}")
+        if self.show < 0:
+            raise ValueError(f"--show must be at least 0, found {self.show}")
 
 
 PRESETS = {
-    "smoke": EscOptions(preset="smoke", folds=(1,), show=1),
-    "cpu": EscOptions(preset="cpu"),
-    "gpu": EscOptions(preset="gpu"),
+    "smoke": EscOptions(**SMOKE, folds=(1,), show=1),
+    "cpu": EscOptions(
+        preset="cpu",
+        components=2,
+        train=TrainConfig(steps=1500, langevin_steps=10, sample_every=500),
+        evaluate=400,
+        clips=30,
+    ),
+    "gpu": EscOptions(
+        preset="gpu",
+        components=2,
+        network="gpu",
+        train=TrainConfig(steps=8000, per_component=4),
+        evaluate=1000,
+        clips=50,
+    ),
 }
 HEADER = ["class", "AUC", "pAUC", "AUC, reference only", "pAUC, reference only"]
 HEADER += ["ours - reference (95 %)"]
 
 
 def main(options: EscOptions) -> None:
-    refuse_several()
     device = connect(options)
+    if options.task == "generate":
+        generate(options, device)
+    else:
+        screening.refuse_several()
+        find_odd(options, device)
+
+
+def corpus(options: EscOptions) -> Corpus:
+    return replace(esc50.prepare(options.data, esc10=options.esc10), windows=WINDOWS)
+
+
+def generate(options: EscOptions, device: torch.device) -> None:
+    sounds = corpus(options)
+    start(options, "esc50", device)
+    features = LogMel(RATE, n_fft=1024, hop_length=256, n_mels=64, f_min=20.0, floor=5e-5)
+    material = prepare(sounds, features, options)
+    model, components = build(material, sounds, features, options)
+    model.to(device)
+
+    results = fit(model, material, components, options)
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
+    results["examples"] = examples(model, material, options, ours)
+    results["anomalies"] = detect(model, material, options)
+    recipe.conclude("esc50", results, options)
+
+
+def find_odd(options: EscOptions, device: torch.device) -> None:
     clips = esc50.listing(options.data, esc10=options.esc10)
     start(options, "esc50", device)
     by_label: dict[str, list[Judged]] = {label: [] for label in sorted({c.label for c in clips})}
@@ -105,7 +149,7 @@ def main(options: EscOptions) -> None:
         "classes": {label: figures(found) for label, found in by_label.items()},
         "mean": figures(judged),
     }
-    conclude("esc50", options, judged, (caption, HEADER, rows), results)
+    screening.conclude("esc50", options, judged, (caption, HEADER, rows), results)
 
 
 def task(clips: Sequence[FoldClip], label: str, fold: int) -> Task:
@@ -130,4 +174,4 @@ def line(name: str, judged: Sequence[Judged]) -> list[str]:
 
 
 if __name__ == "__main__":
-    launch(main, PRESETS, __doc__)
+    recipe.launch(main, PRESETS, __doc__)

@@ -69,8 +69,11 @@ def main(options: DigitOptions) -> None:
     )
     results["examples"] = examples(model, material, options, ours)
     odd = [
-        (f"{clip.label} backwards ({clip.name})", clip.source.load().waveform.flip(0))
-        for clip in material.clips["test"]
+        (
+            f"{clip.label} backwards ({clip.name})",
+            material.wave("test", i, model.sample_rate).flip(0),
+        )
+        for i, clip in enumerate(material.clips["test"])
     ]
     results["anomalies"] = detect(model, material, options, odd)
     conclude("fsdd", results, options)

@@ -8,7 +8,8 @@ __all__ = ["Clip", "Corpus", "Source", "FileSource"]
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -95,6 +96,10 @@ class Corpus:
     """Windows of the model's length that a clip is trained on, at most: the first, or several
     spread over it.
     """
+    rate: int | None = None
+    """In Hz, that its files have by its documentation; None where they may have any."""
+    not_chosen: int = 0
+    """Clips that `some` passed over."""
 
     def split(self, split: str) -> list[Clip]:
         return [clip for clip in self.clips if clip.split == split]
@@ -103,3 +108,21 @@ class Corpus:
         """Class index of each clip: -1 for one of no class, 0 throughout an unlabelled corpus."""
         order = {label: i for i, label in enumerate(self.labels)}
         return [order.get(clip.label, -1) if self.labels else 0 for clip in clips]
+
+    def some(self, most: int) -> Corpus:
+        """Of each label at most so many training clips, and of each other split a fifth as many:
+        the first in the order of a hash of their names, so that a larger choice holds a smaller.
+        """
+
+        def rank(clip: Clip) -> bytes:
+            return hashlib.blake2b(clip.name.encode(errors="replace"), digest_size=8).digest()
+
+        taken: Counter[tuple[str, str]] = Counter()
+        kept = set()
+        for clip in sorted(self.clips, key=rank):
+            kind = clip.split, clip.label
+            if taken[kind] < (most if clip.split == "train" else -(-most // 5)):
+                taken[kind] += 1
+                kept.add(clip.name)
+        clips = [clip for clip in self.clips if clip.name in kept]
+        return replace(self, clips=clips, not_chosen=len(self.clips) - len(clips))

@@ -17,6 +17,7 @@ __all__ = ["prepare", "listing", "FoldClip", "FOLDS", "SAMPLE_RATE"]
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from pathlib import Path
 from sance_audio import processes
 from sance_audio.datasets.archives import fetch
 from sance_audio.datasets.corpus import Clip, Corpus, FileSource
+from sance_audio.datasets.layout import once, one_spelling, wrong_shape
+from sance_audio.datasets.trees import found_in, name_of
 
 SAMPLE_RATE = 44100
 FOLDS = (1, 2, 3, 4, 5)
@@ -73,10 +76,12 @@ def prepare(
         )
     splits = dict.fromkeys(FOLDS, "train") | dict.fromkeys(valid, "valid")
     splits |= dict.fromkeys(test, "test")
-    clips = listing(root, cache, esc10=esc10)
+    root = _root(root, cache)
+    clips = listing(root, esc10=esc10)
     name, licence = ("esc10", "CC BY 3.0") if esc10 else ("esc50", "CC BY-NC 3.0")
     labels = tuple(sorted({clip.label for clip in clips}))
-    return Corpus(name, licence, [replace(c, split=splits[c.fold]) for c in clips], labels)
+    divided: list[Clip] = [replace(c, split=splits[c.fold]) for c in clips]
+    return Corpus(name, licence, divided, labels, _unlisted(root), rate=SAMPLE_RATE)
 
 
 def listing(
@@ -86,17 +91,14 @@ def listing(
 
     Raises:
         ValueError: no metadata, or not this corpus's; files missing that it names (all are
-            counted and named); a source whose clips lie in several folds.
+            counted and named); a file named twice; a category in two spellings; a source whose
+            clips lie in several folds.
     """
-    root = _download(Path(cache)) if root is None else Path(root)
+    root = _root(root, cache)
     meta = root / "meta" / "esc50.csv"
-    if not meta.is_file():
-        raise ValueError(
-            f"{root}: expected a folder with meta/esc50.csv and audio/ (ESC-50), found "
-            f"{'no meta/esc50.csv in it' if root.is_dir() else 'nothing there'}; pass the folder "
-            f"that the archive unpacks to"
-        )
     rows = _rows(meta)
+    once(meta, [row["filename"] for row in rows])
+    one_spelling(meta, Counter(row["category"] for row in rows))
     _one_fold_a_source(meta, rows)
     rows = [row for row in rows if row["esc10"] == "True" or not esc10]
     if not rows:
@@ -116,6 +118,27 @@ def listing(
         if file
     ]
     return sorted(clips, key=lambda clip: clip.name)
+
+
+def _root(root: str | Path | None, cache: str | Path) -> Path:
+    """The corpus's folder, downloaded where none is named."""
+    root = _download(Path(cache)) if root is None else Path(root)
+    if not (root / "meta" / "esc50.csv").is_file():
+        found = f"no meta/esc50.csv in it ({found_in(root)})" if root.is_dir() else ""
+        licence = "ESC-50 CC BY-NC 3.0, ESC-10 CC BY 3.0"
+        expected = "a folder with meta/esc50.csv and audio/ (ESC-50)"
+        raise wrong_shape(root, expected, licence, [ARCHIVE], found)
+    return root
+
+
+def _unlisted(root: Path) -> list[str]:
+    """A line on each file beside the clips that the metadata does not name."""
+    named = {Path(row["filename"]).stem for row in _rows(root / "meta" / "esc50.csv")}
+    return [
+        f"{name_of(root, path)}: meta/esc50.csv does not name it; left out"
+        for path in sorted((root / "audio").iterdir())
+        if path.stem not in named or path.suffix not in SUFFIXES
+    ]
 
 
 def _rows(meta: Path) -> list[dict[str, str]]:

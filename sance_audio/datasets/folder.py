@@ -24,6 +24,7 @@ import numpy as np
 from sance_audio import audio
 from sance_audio.chunks import run_chunks, slices
 from sance_audio.datasets.corpus import Clip, Corpus, FileSource
+from sance_audio.datasets.layout import one_spelling
 from sance_audio.files import read_json
 
 HELD_OUT = 0.15
@@ -65,7 +66,7 @@ def prepare(root: str | Path | None, *, windows: int = 64, seed: int = 0) -> tup
         seed: Of the splits. A file's place depends on its name and its rank among the others.
 
     Raises:
-        ValueError: no such folder, no audio in it, or too little of it.
+        ValueError: no such folder, no audio in it, or too little of it; a label in two spellings.
     """
     if root is None:
         raise ValueError("--data DIR: name the folder of your recordings")
@@ -170,11 +171,15 @@ def _classes(
     """Labels, and the files of each; one class named "" where there are no labels.
 
     Files of classes too small to be split are left out, and said to be.
+
+    Raises:
+        ValueError: a label in two spellings.
     """
     classes: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         parts = path.relative_to(root).parts
         classes[audio.shown(parts[0]) if len(parts) > 1 else TOP].append(path)
+    one_spelling(root, {label: len(members) for label, members in classes.items()})
     large = {label: members for label, members in classes.items() if len(members) >= FEWEST}
     if len(large) < 2:
         return (), {"": paths}

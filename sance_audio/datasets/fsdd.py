@@ -16,8 +16,10 @@ from pathlib import Path
 from sance_audio import processes
 from sance_audio.datasets.archives import fetch
 from sance_audio.datasets.corpus import Clip, Corpus, FileSource
+from sance_audio.datasets.layout import wrong_shape
 
 SAMPLE_RATE = 8000
+LICENCE = "CC BY-SA 4.0"
 LABELS = tuple("0123456789")
 ARCHIVE = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
 CHECKSUM = None
@@ -41,10 +43,12 @@ def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpu
     root = _download(Path(cache)) if root is None else Path(root)
     folder = root / "recordings"
     if not folder.is_dir():
-        raise ValueError(
-            f"{root}: expected a folder with recordings/{{digit}}_{{speaker}}_{{index}}.wav "
-            f"(the Free Spoken Digit "
-            f"Dataset), found {'no recordings/ in it' if root.is_dir() else 'nothing there'}"
+        raise wrong_shape(
+            root,
+            "a folder with recordings/{digit}_{speaker}_{index}.wav (the Free Spoken Digit "
+            "Dataset)",
+            LICENCE,
+            [ARCHIVE],
         )
     clips, problems = [], []
     for path in sorted(folder.iterdir()):
@@ -57,7 +61,7 @@ def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpu
         clips.append(Clip(f"recordings/{path.name}", digit, split, FileSource(path)))
     if not clips:
         raise ValueError(f"{folder}: holds no file named {{digit}}_{{speaker}}_{{index}}.wav")
-    return Corpus("fsdd", "CC BY-SA 4.0", clips, LABELS, problems)
+    return Corpus("fsdd", LICENCE, clips, LABELS, problems, rate=SAMPLE_RATE)
 
 
 def _download(cache: Path) -> Path:

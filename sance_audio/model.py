@@ -312,8 +312,11 @@ class AudioEBM(EnergyModel):
         return save_weights(Path(folder) / WEIGHTS, "model", self.settings, own)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> AudioEBM:
-        """Load a model from a run folder, a `model.safetensors`, or the hub (`hf:owner/name`).
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", network: Any = ResidualEnergy
+    ) -> AudioEBM:
+        """Load a model from a run folder, a `model.safetensors`, or the hub (`hf:owner/name`);
+        `network`, its network's class, is made from the `settings` it had.
 
         Raises:
             WeightsError: nothing there, another kind of file, another version, or weights that are
@@ -322,19 +325,18 @@ class AudioEBM(EnergyModel):
         file = locate(path, WEIGHTS)
         settings, tensors = load_weights(file, "model")
         try:
-            model = cls._build(settings, tensors)
+            model = cls._build(settings, tensors, network)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{file}: weights and settings do not match ({error})") from error
         return model.eval().to(device)
 
     @classmethod
-    def _build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> AudioEBM:
+    def _build(cls, settings: dict[str, Any], tensors: dict[str, Tensor], kind: Any) -> AudioEBM:
         prefix = "density.reference."
         reference = GaussianReference(
             **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
-        network = ResidualEnergy(**settings["network"])
-        features = LogMel(**settings["features"])
+        network, features = kind(**settings["network"]), LogMel(**settings["features"])
         density = ReferencedEnergy(reference, network, settings.get("temperature", 1.0))
         tensors.setdefault("density.log_z_error", torch.full_like(density.log_z, torch.nan))
         model = cls(features, density, **settings["model"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe("drums")
     recipe.main(replace(recipe.PRESETS["smoke"], run=run))
     return run
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, and the address it is served at."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / "served").mkdir()
+    handler = partial(Quiet, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -4,10 +4,7 @@ they may. Corpora that are fetched as archives, from a server on this machine.
 
 import io
 import tarfile
-import threading
 import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,22 +29,6 @@ def tarred(path: Path, name: str, content: bytes = b"x", link: str = "") -> Path
             member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
     return path
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder, and the address it is served at."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    (tmp_path / "served").mkdir()
-    handler = partial(Quiet, directory=str(tmp_path / "served"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["../evil.wav", "/tmp/evil.wav", "a/../../evil.wav", "..\\evil"])

@@ -91,6 +91,36 @@ def test_missing_files_are_counted_and_all_named(tmp_path):
     assert all(name in str(error.value) for name in gone)
 
 
+def test_files_that_no_line_names_are_left_out_and_listed(tmp_path):
+    root = esc50_tree(tmp_path)
+    for name in ("1-999-A-0.wav", "notes.txt"):
+        (root / "audio" / name).touch()
+    corpus = esc50.prepare(root, esc10=True)
+    assert len(corpus.clips) == 20
+    assert corpus.problems == [
+        f"audio/{name}: meta/esc50.csv does not name it; left out"
+        for name in ("1-999-A-0.wav", "notes.txt")
+    ]
+
+
+@pytest.mark.parametrize("other", ["Dog", "dog ", "DOG"])
+def test_a_category_in_two_spellings_and_a_file_named_twice(tmp_path, other):
+    rows = rows_of()
+    write_meta(tmp_path, [rows[0] | {"category": other}, *rows[1:]])
+    with pytest.raises(ValueError, match=r"'dog' \(9 clips\)") as caught:
+        esc50.prepare(tmp_path)
+    assert f"{other!r} (1 clips)" in str(caught.value)
+    write_meta(tmp_path, [*rows, rows[3]])
+    with pytest.raises(ValueError, match=r"each name once, found 1 .*: 1-101-B-1\.wav"):
+        esc50.prepare(tmp_path)
+
+
+def test_another_shape_is_told_with_licence_and_download(tmp_path):
+    way_out = r"CC BY-NC 3\.0, .*curl -L -C - -O https://github\.com/karolpiczak/ESC-50"
+    with pytest.raises(ValueError, match=f"expected a folder with meta/esc50.csv.*{way_out}"):
+        esc50.prepare(tmp_path / "gone")
+
+
 def test_what_is_no_esc50_is_said(tmp_path):
     with pytest.raises(ValueError, match="found nothing there"):
         esc50.prepare(tmp_path / "nowhere")

@@ -49,6 +49,20 @@ def test_labels_are_the_folders_of_the_first_level(tmp_path):
     assert len({c.name for c in corpus.clips}) == 20, "two folders hold files of one name"
 
 
+@pytest.mark.parametrize("other", ["DOGS", "dogs ", "Dogs"])
+def test_a_label_in_two_spellings_is_refused(tmp_path, other):
+    for i in range(7):
+        write(tmp_path / "dogs" / f"{i}.wav")
+        write(tmp_path / "cats" / f"{i}.wav", seed=1)
+    write(tmp_path / other / "1.wav", seed=2)  # few, which would be left out in silence
+    with pytest.raises(ValueError, match="expected each label in one spelling") as caught:
+        folder.prepare(tmp_path)
+    assert f"{other!r} (1 clips)" in str(caught.value)
+    assert "'dogs' (7 clips)" in str(caught.value)
+    (tmp_path / other).rename(tmp_path / "-dogs")
+    folder.prepare(tmp_path)  # names that differ in more than letters' case and spaces
+
+
 @pytest.mark.parametrize("layout", ["flat", "one folder", "one large"])
 def test_without_two_classes_there_are_no_labels(tmp_path, layout):
     for i in range(12):

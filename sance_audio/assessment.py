@@ -20,6 +20,7 @@ from sance_audio.files import write_json
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options, Results
 from sance_audio.preparation import Material
+from sance_audio.report.nearest import blocks, flat, nearest
 from sance_audio.weights import WeightsError, load_weights, save_weights
 
 TAUGHT, COMPARED, TESTED = 10_000, 2_500, 2_000
@@ -235,12 +236,9 @@ def _memorisation(
     def phi(x: Tensor) -> np.ndarray:
         return evaluation.describe(judge.classifier, x).phi
 
-    def flat(x: Tensor) -> np.ndarray:
-        return x.flatten(1).cpu().numpy()
-
-    blocks = (flat(train[i : i + 1000]) for i in range(0, len(train), 1000))
     out: Results = {}
-    for name, of, others in (("features", phi, iter([real.phi])), ("log_mel", flat, blocks)):
+    sides = ("features", phi, iter([real.phi])), ("log_mel", flat, blocks(train))
+    for name, of, others in sides:
         sets = [of(ours.x), of(again), of(copies)]
         both, where = metrics.nearest(np.concatenate(sets), others)
         mine, test, copied = np.split(both, np.cumsum([len(z) for z in sets])[:-1])
@@ -283,8 +281,9 @@ def _levels(model: AudioEBM, ours: Generated) -> Results:
 def examples(
     model: AudioEBM, material: Material, options: Options, ours: Generated
 ) -> list[Results]:
-    """Write clips for the page: the model's first into `clips/`, recordings, and what inversion
-    makes of them, into `samples/`; what each is, with its energy.
+    """Write clips for the page: the model's first into `clips/`, the training clips nearest to
+    them into `page/`, recordings, and what inversion makes of them, into `samples/`; what each is,
+    with its energy.
     """
     if len(ours.waves) < options.clips:
         ours = generate(model, options.clips, options.seed)
@@ -293,6 +292,7 @@ def examples(
         old.unlink()
     names = write_clips(model, ours.waves[: options.clips], ours.classes[: options.clips], folder)
     energies = model.energy_of(ours.x[: options.clips])
+    near = _nearest(model, material, ours.x[: options.clips], options.run)
     cards: list[Results] = [
         {
             "file": f"clips/{name}",
@@ -301,6 +301,7 @@ def examples(
             "seed": options.seed,
             "index": i,
             "energy": float(e),
+            "nearest": near[i],
         }
         for i, (name, y, e) in enumerate(zip(names, ours.classes, energies, strict=False))
     ]
@@ -314,6 +315,18 @@ def examples(
             energy = float(model.energy_of(analyse(model, [sound]))[0])
             cards.append({"file": file, "kind": kind, "label": label, "energy": energy})
     return cards
+
+
+def _nearest(model: AudioEBM, material: Material, x: Tensor, run: Path) -> list[Results]:
+    """The training clip nearest to each log-mel: its sound, its class and its name."""
+
+    def of(row: int) -> Results:
+        clip = material.clips["train"][int(material.owner["train"][row])]
+        return {"label": clip.label, "name": clip.name}
+
+    train = material.x["train"]
+    found = nearest(run, model, x, train, lambda row: material.window("train", row, model))
+    return [about | of(about["row"]) for about in found]
 
 
 def _shown(model: AudioEBM, material: Material) -> Iterator[tuple[str, int]]:

@@ -13,6 +13,8 @@ from conftest import ROOT
 
 RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.py"))
 
+PAGE = [f"report/page.{kind}" for kind in ("html.j2", "css", "js")]
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
@@ -36,7 +38,7 @@ def run(installed: Path, *arguments: object) -> str:
 
 
 def test_the_wheel_holds_what_it_needs(installed):
-    for name in ("py.typed", "page.html.j2", "recipes/drums/train.py"):
+    for name in ("py.typed", *PAGE, "recipes/drums/train.py"):
         assert (installed / "sance_audio" / name).is_file(), name
     assert not (installed / "tests").exists()
 

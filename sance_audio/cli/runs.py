@@ -32,10 +32,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Page:
-    """(Re)build the listening page of a finished run."""
+    """(Re)build the listening page of a run, finished or not."""
 
     run: Positional[str]
     """Run folder."""
+    zip: bool = False
+    """Pack the page with the sounds that it plays into RUN/page.zip, to mail."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ def evaluate(args: Evaluate) -> None:
 
 
 def page(args: Page) -> None:
-    from sance_audio.report import write_page
+    from sance_audio.report import bundle, write_page
 
-    print(write_page(args.run).resolve())
+    written = write_page(args.run)
+    print(written.resolve())
+    if args.zip:
+        packed = bundle(written)
+        size = packed.stat().st_size / 2**20
+        print(f"{packed.resolve()}: {size:.1f} MiB; unpack it anywhere and open index.html")
 
 
 def info(args: Info) -> None:

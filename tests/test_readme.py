@@ -10,13 +10,12 @@ README = (ROOT / "README.md").read_text()
 
 def test_python_blocks_run(finished_run, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 2
     names: dict = {}
     for block in blocks:
         exec(block.replace("runs/drums", str(finished_run)), names)
     printed = capsys.readouterr().out
     assert "torch.Size([16, 8064])" in printed
-    assert "64 chains, 500 steps, acceptance 0.5" in printed
 
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -27,12 +26,14 @@ def blocks_of(path):
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
-def test_python_of_the_docs_runs(path):
+def test_python_of_the_docs_runs(path, capsys):
     """Examples run one after the other; those of `onnx.md` in test_export.py, with its files."""
     names: dict = {}
     for block in blocks_of(path):
         if not block.startswith("# sance_audio/") and path.name != "onnx.md":
             exec(block, names)
+    if path.name == "parts.md":
+        assert "64 chains, 500 steps, acceptance 0.5" in capsys.readouterr().out
 
 
 def quotations():

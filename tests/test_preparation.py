@@ -183,6 +183,79 @@ prepared(tree(Path({str(tmp_path / "data")!r})), Path({str(tmp_path / "run")!r})
     assert sorted(files) == [".json", ".npy"], "what the kill left behind is cleared"
 
 
+BUILD = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+from test_preparation import *
+caching.ROUND = 8
+whole, calls = caching._read, []
+def counted(*arguments):
+    calls.append(1)
+    if len(calls) == {most}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments)
+caching._read = counted
+if Path({data!r}).exists():
+    soundfile.write = lambda *_: None  # another process may be reading what is there
+clips, digests, _ = distinct(tree(Path({data!r}), 60).clips)
+cache_log_mels(clips, digests, features(), 16, {cache!r})
+print(len(calls))
+"""
+
+
+def built(data: Path, cache: Path, most: int = -1) -> subprocess.CompletedProcess[str]:
+    """Build a cache of 60 clips in rounds of eight, killed when so many clips have been read."""
+    about = {"here": str(Path(__file__).parent), "data": str(data), "cache": str(cache)}
+    code = BUILD.format(most=most, **about)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_killed_build_goes_on_after_its_last_round(tmp_path):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    assert built(data, tmp_path / "whole").stdout.split() == ["60"]
+    for most in (30, 20):
+        assert built(data, cache, most).returncode == -signal.SIGKILL
+    (log,) = cache.glob(".*.jsonl")
+    assert len(log.read_text().splitlines()) == 5, "three rounds, then two"
+    (part,) = cache.glob(".*.part")
+    size = part.stat().st_size
+    with part.open("ab") as file:  # a round that was not finished
+        file.write(b"half a row")
+    with log.open("a") as file:
+        file.write('{"given": [{"ro')
+    assert built(data, cache).stdout.split() == ["20"], "40 clips are not read again"
+    names = sorted(path.name for path in cache.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "whole").iterdir())
+    for name in names:
+        assert (cache / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert size < (cache / names[1]).stat().st_size
+
+
+def test_a_part_cut_short_is_gone_on_from_where_it_is_whole(tmp_path):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    built(data, tmp_path / "whole")
+    built(data, cache, 30)
+    (part,) = cache.glob(".*.part")
+    os.truncate(part, part.stat().st_size - 5000)  # as a machine that lost power leaves it
+    assert built(data, cache).stdout.split() == ["44"], "one of three rounds is made anew"
+    for path in cache.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_two_builds_of_one_cache_are_one(tmp_path):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    tree(data, 60)
+    about = {"here": str(Path(__file__).parent), "data": str(data), "cache": str(cache)}
+    slow = "    import time; time.sleep(0.05)\n    return whole"
+    code = BUILD.format(most=-1, **about).replace("    return whole", slow)
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate()[0].split() for process in both) == [["0"], ["60"]]
+    assert sorted(p.suffix for p in cache.iterdir()) == [".json", ".npy"]
+
+
 def test_log_mels_on_disk_are_those_in_memory(tmp_path, monkeypatch):
     corpus, mel = tree(tmp_path / "data", 20), features()
     clips, digests, _ = distinct(corpus.clips)

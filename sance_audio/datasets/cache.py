@@ -5,7 +5,7 @@
 
 The key is a hash of the features' settings, the window, and every clip's name and content. The
 JSON file is written last, and only a pair of both counts, so that a kill leaves nothing that could
-be taken for a finished cache.
+be taken for a finished cache; what it leaves is gone on from (`growing`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ __all__ = ["LogMels", "Reading", "cache_log_mels", "clip_windows", "distinct", "
 import hashlib
 import json
 import mmap
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +27,9 @@ from torch import Tensor
 from sance_audio import audio
 from sance_audio.chunks import run_chunks, slices
 from sance_audio.datasets.corpus import Clip, FileSource
+from sance_audio.datasets.growing import GrowingArray, alone
 from sance_audio.features import LogMel
-from sance_audio.files import atomic, read_json, write_json
+from sance_audio.files import read_json, write_json
 from sance_audio.streams import SILENCE_DBFS, count_windows, listen, parts_of
 
 FORMAT = 1
@@ -37,7 +37,6 @@ ROUND, PART = 128, 8
 """Clips between two writes, and clips that a thread takes at a time."""
 HELD_BYTES = 64 * 2**20
 """Bytes of the file that may stay in this process's memory once they have been read."""
-STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -158,27 +157,38 @@ def cache_log_mels(
     found = _found(path, about, clips)
     if found is not None:
         return path, found
-    about.unlink(missing_ok=True)
-    temporary_name = f".{path.stem}-"
-    for left in path.parent.glob(f"{temporary_name}*"):  # by a kill; a live one is younger
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            left.unlink(missing_ok=True)
+    with alone(path):
+        found = _found(path, about, clips)  # by a process that was waited for
+        if found is None:
+            about.unlink(missing_ok=True)
+            found = _build(path, clips, features, frames, peak, windows)
+            write_json(about, [asdict(reading) for reading in found])
+    return path, found
 
-    def read(part: slice) -> tuple[list[Tensor], list[Reading]]:
+
+def _build(
+    path: Path,
+    clips: Sequence[Clip],
+    features: LogMel,
+    frames: int,
+    peak: float | None,
+    windows: int,
+) -> list[Reading]:
+    """Write the array, from where a killed process has left it."""
+
+    def read(part: slice) -> tuple[bytes, list[Reading]]:
         pairs = [_read(clip, features, frames, peak, windows) for clip in clips[part]]
-        return [x for x, _ in pairs], [reading for _, reading in pairs]
+        return torch.cat([x for x, _ in pairs]).numpy().tobytes(), [r for _, r in pairs]
 
-    readings: list[Reading] = []
-    with atomic(path, temporary_name) as temporary, temporary.open("wb") as file:
-        shape = features.n_mels, frames
-        start = _header(file, 0, shape)
-        for batch in _rounds(len(clips)):
-            for rows, some in run_chunks(read, batch):
-                file.write(torch.cat(rows).numpy().tobytes())
-                readings += some
-        assert _header(file, sum(r.rows for r in readings), shape) == start
-    write_json(about, [asdict(reading) for reading in readings])
-    return path, readings
+    array = GrowingArray(path, (features.n_mels, frames))
+    try:
+        for batch in _rounds(len(array.given), len(clips)):
+            rows, readings = zip(*run_chunks(read, batch), strict=True)
+            array.append(rows, [asdict(reading) for some in readings for reading in some])
+        array.finish()
+    finally:
+        array.close()
+    return [Reading(**given) for given in array.given]
 
 
 def _found(path: Path, about: Path, clips: Sequence[Clip]) -> list[Reading] | None:
@@ -206,22 +216,16 @@ def _found(path: Path, about: Path, clips: Sequence[Clip]) -> list[Reading] | No
     return readings
 
 
-def _rounds(n: int) -> list[list[slice]]:
-    """Parts of the clips, in rounds: what one round gives is held in memory together."""
+def _rounds(done: int, n: int) -> list[list[slice]]:
+    """Parts of the clips from `done` on, in rounds: what one gives is held in memory together."""
     from tqdm import tqdm
 
-    parts = slices(n, PART)
+    parts = [slice(done + p.start, done + p.stop) for p in slices(n - done, PART)]
     rounds = [parts[part] for part in slices(len(parts), ROUND // PART)]
-    hidden = True if n < 10 * ROUND else None  # None: hidden where nobody watches
-    return tqdm(rounds, desc="features", unit_scale=ROUND, unit="clip", disable=hidden)
-
-
-def _header(file: IO[bytes], rows: int, shape: tuple[int, int]) -> int:
-    """Write the array's header at the file's start: NumPy leaves room in it for rows to come."""
-    file.seek(0)
-    form = {"descr": "<f4", "fortran_order": False, "shape": (rows, *shape)}
-    np.lib.format.write_array_header_1_0(file, form)
-    return file.tell()
+    hidden = True if n - done < 10 * ROUND else None  # None: hidden where nobody watches
+    about: dict[str, Any] = {"unit_scale": ROUND, "initial": done // ROUND, "disable": hidden}
+    about |= {"total": done // ROUND + len(rounds)}
+    return tqdm(rounds, desc="features", unit="clip", **about)
 
 
 def _read(

@@ -164,6 +164,42 @@ def test_a_zip_that_lies_of_its_sizes_is_damaged(tmp_path):
     assert not (tmp_path / "corpus").exists()
 
 
+def test_words_on_a_member_are_a_bomb_too(tmp_path, monkeypatch):
+    """A name of a megabyte, which tar would read into memory before it has a member."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("a" * 2**20))
+    monkeypatch.setattr(archives, "WORDS", 2**19)
+    with pytest.raises(ValueError, match=r"more than 524\.3 kB of words"):
+        archives.unpack(tmp_path / "a.tar.gz", tmp_path / "corpus")
+
+
+def test_a_tar_that_is_damaged_or_cut_anywhere_is_not_unpacked(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{i}.wav")
+            member.size = 512
+            archive.addfile(member, io.BytesIO(bytes(range(256)) * 2))
+    whole = path.read_bytes()
+    broken = [whole[:cut] for cut in range(1, 6 * 512 + 1, 128)]
+    broken += [whole[:at] + b"\xff" + whole[at + 1 :] for at in (0, 1024, 2048)]
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged archive"):
+            archives.unpack(path, tmp_path / "corpus")
+    path.write_bytes(whole)
+    archives.unpack(path, tmp_path / "corpus")
+
+
+def test_a_member_without_a_name_is_refused(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"abc": b"1"})
+    content = path.read_bytes()
+    for name in (b"\0bc", b"./."):
+        path.write_bytes(content.replace(b"abc", name))
+        with pytest.raises(ValueError, match=r"a\.zip: holds .* no plain file"):
+            archives.unpack(path, tmp_path / "corpus")
+
+
 def test_an_archive_that_finds_no_room_is_not_begun(tmp_path, monkeypatch):
     path = zipped(tmp_path / "a.zip", {"a.wav": bytes(1000)})
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=999))

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from sance_audio.datasets.download import download, size_in_words
 
@@ -30,6 +30,8 @@ sounds shrink to a third, digital silence and tables further.
 MEMBERS = 1_000_000
 """Files and folders in an archive, at most."""
 BLOCK = 2**20
+WORDS = 2**27
+"""Bytes of long names and other words on a tar's members, at most: they are held in memory."""
 
 
 class Member(NamedTuple):
@@ -117,6 +119,33 @@ def unpack(archive: Path, folder: Path, most: int | None = None) -> None:
         os.replace(inside, folder)
 
 
+class _Header(tarfile.TarInfo):
+    """Of a member. A damaged one is an error, wherever it stands, and so is an end without its
+    mark, where `tarfile` would say that the archive ends; words are read only where they are few.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} after {tar.offset} bytes") from error
+
+    def _proc_member(self, tar: _Tar) -> Any:
+        if not self.isfile() and not self.isdir():
+            tar.words += max(0, self.size)
+        if tar.words > WORDS:
+            raise tarfile.ReadError(f"more than {size_in_words(WORDS)} of words on its members")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+class _Tar(tarfile.TarFile):
+    tarinfo = _Header
+    words = 0
+
+
 @contextmanager
 def _members(archive: Path) -> Iterator[Sequence[Member]]:
     """What an archive says it holds."""
@@ -127,10 +156,11 @@ def _members(archive: Path) -> Iterator[Sequence[Member]]:
                 kind = stat.S_IFMT(part.external_attr >> 16)
                 plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
                 reader = _reader(opened, part)
-                found.append(Member(part.filename, part.file_size, part.is_dir(), plain, reader))
+                folder = part.filename.endswith("/")
+                found.append(Member(part.filename, part.file_size, folder, plain, reader))
             yield found
     else:
-        with tarfile.open(archive) as packed:
+        with _Tar.open(archive) as packed:
             entries = []
             for entry in packed:
                 entries.append(entry)
@@ -178,7 +208,8 @@ def _refuse(archive: Path, member: Member) -> None:
     """Raise ValueError for a member that could write elsewhere than below the folder."""
     path = PurePosixPath(member.name.replace("\\", "/"))
     drive = member.name[1:2] == ":"
-    if not member.plain or path.is_absolute() or ".." in path.parts or drive:
+    nameless = "\0" in member.name or not (path.parts or member.folder)
+    if not member.plain or path.is_absolute() or ".." in path.parts or drive or nameless:
         raise ValueError(
             f"{archive}: holds {member.name!r}, which would be written outside its folder or is "
             f"no plain file; nothing was unpacked. Do not trust this archive"

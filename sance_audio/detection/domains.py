@@ -122,9 +122,9 @@ def fit_pair(v: Array, folds: Array, target: Array) -> tuple[list[Typicality], A
     """Typicality relative to each domain, of normals `(n, D)` in the folds `(n,)`; also their own
     cross-fitted sums of z, `(n, 2)`.
 
-    Without three of the target to compare with each other, both are relative to all normals.
+    Without three of each domain to compare with each other, both are relative to all normals.
     """
-    if len(np.unique(folds[target])) < FEWEST:
+    if min(len(np.unique(folds[domain])) for domain in (target, ~target)) < FEWEST:
         typicality, own = Typicality.fit(v, folds)
         return [typicality, typicality], np.repeat(own.sum(1)[:, None], 2, 1)
     v, rng = v.astype(np.float64), np.random.default_rng(0)

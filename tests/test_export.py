@@ -207,6 +207,20 @@ def test_the_command_says_what_it_wrote(detector, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", hums(1)[0], RATE)
 
 
+def test_a_stranger_s_json_is_left_alone(detector, exported, tmp_path):
+    """A run folder has results.json, config.json and others; an earlier export is replaced."""
+    path = tmp_path / "results.onnx"
+    for content in ('{"auc": 0.9}', "[1]", "no JSON"):
+        path.with_suffix(".json").write_text(content)
+        with pytest.raises(ValueError, match=r"results\.json would be written too"):
+            export_onnx(detector, path)
+        assert path.with_suffix(".json").read_text() == content
+        assert not path.exists()
+    before = exported.with_suffix(".json").read_text()
+    export_onnx(detector, exported)
+    assert exported.with_suffix(".json").read_text() == before
+
+
 def test_mistakes_are_named(detector, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a name ending in \.onnx"):
         export_onnx(detector, tmp_path / "model.pt")

@@ -19,8 +19,9 @@ from sance_audio.export.describe import described
 from sance_audio.export.energies import energies
 from sance_audio.export.graph import OPSET, Graph, Value, onnx
 from sance_audio.export.scores import scored
-from sance_audio.files import write_json, write_whole
+from sance_audio.files import read_json, write_json, write_whole
 
+KIND = "sance_audio detector"
 VERSION = 1
 """Of the JSON file's format."""
 QUIETEST = 1e-8
@@ -49,13 +50,15 @@ def export_onnx(detector: EnergyDetector, path: str | Path) -> Exported:
         path: Ending in .onnx; the other file's name ends in .json instead.
 
     Raises:
-        ValueError: another suffix; a rate below 8 kHz, whose windows are resampled; features whose
-            edges reflect; a package that is missing.
+        ValueError: another suffix; a JSON file of that name that is not ours; a rate below 8 kHz,
+            whose windows are resampled; features whose edges reflect; a package that is missing.
         NotFittedError: a detector without a fit.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"{path}: expected a name ending in .onnx")
+    about = path.with_suffix(".json")
+    _refuse_foreign(path, about)
     detector._fitted()
     if detector.sample_rate_ < LOWEST_RATE:
         raise ValueError(
@@ -75,10 +78,22 @@ def export_onnx(detector: EnergyDetector, path: str | Path) -> Exported:
     model = graph.model([waveform], outputs, shapes)
     content = model.SerializeToString()
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = path.with_suffix(".json")
     write_whole(path, content)
     write_json(about, _about(detector, parts, list(outputs)))
     return Exported(path, about, len(model.graph.node), len(content))
+
+
+def _refuse_foreign(path: Path, about: Path) -> None:
+    """Raise ValueError where what would be written over was not written here."""
+    try:
+        said = read_json(about) if about.exists() else {"format": KIND}
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or said.get("format") != KIND:
+        raise ValueError(
+            f"{path}: {about} would be written too, and what stands there was not made by an "
+            f"export; move it away, or give another name"
+        )
 
 
 def _graph(detector: EnergyDetector) -> tuple[Graph, dict[str, Value], dict[str, int]]:
@@ -110,7 +125,7 @@ def _about(detector: EnergyDetector, parts: dict[str, int], outputs: list[str]) 
     ends = np.cumsum(list(parts.values())).tolist()
     length = detector._describer.length
     return {
-        "format": "sance_audio detector",
+        "format": KIND,
         "version": VERSION,
         "opset": OPSET,
         "log_mel": "in the graph",

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 __all__ = ["YEARS", "Figures", "Section", "comparisons", "figures", "official", "submit"]
 
+import csv
+import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -160,13 +162,13 @@ def submit(folder: str | Path, year: int, sections: Iterable[Section]) -> list[P
                 for file, d, score in zip(one.files, one.domains, one.scores, strict=True)
                 if domain in ("", d)
             )
-            lines = {"anomaly_score": [f"{file},{score!r}\n" for file, score in rows]}
+            tables: dict[str, list[tuple[str, float]]] = {"anomaly_score": rows}
             if year > 2020:
-                odd = [f"{file},{int(score > one.threshold)}\n" for file, score in rows]
-                lines["decision_result"] = odd
-            for what, text in lines.items():
-                path = Path(folder) / f"{what}_{part}.csv"
-                write_whole(path, "".join(text).encode())
+                tables["decision_result"] = [(f, int(s > one.threshold)) for f, s in rows]
+            for what, table in tables.items():
+                path, text = Path(folder) / f"{what}_{part}.csv", io.StringIO(newline="")
+                csv.writer(text, lineterminator="\n").writerows(table)  # a name may hold commas
+                write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
                 written.append(path)
     return written
 

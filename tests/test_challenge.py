@@ -1,5 +1,6 @@
 """Official scores of DCASE's task 2, number by number, and submission files, line by line."""
 
+import csv
 import sys
 
 import numpy as np
@@ -156,6 +157,15 @@ def test_submission_line_by_line(tmp_path):
     assert decision == tmp_path / "decision_result_fan_section_00_test.csv"
     assert score.read_text() == "a.wav,-2.0\nb.wav,1.5\nc.wav,0.1\n"
     assert decision.read_text() == "a.wav,0\nb.wav,1\nc.wav,0\n"
+
+
+def test_a_name_with_commas_is_one_cell(tmp_path):
+    """Attributes in names are anybody's; evaluators read with a CSV reader."""
+    names = ["a,b.wav", 'c"d.wav', "e\udcff.wav"]
+    one = Section("fan", "00", names, ["source"] * 3, [1.0, 2.0, 3.0], 1.5)
+    for path in submit(tmp_path, 2023, [one]):
+        with path.open(newline="", errors="surrogateescape") as file:
+            assert [row[0] for row in csv.reader(file)] == names
 
 
 def test_submission_of_2020_has_scores_only(tmp_path):

@@ -125,7 +125,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises ValueError, naming the file, when it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # brackets a thousand deep
         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
 
 

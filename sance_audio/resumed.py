@@ -151,7 +151,7 @@ class ResumedRows(Rows):
             raise ValueError(f"{self.part} was not begun by this command ({why}): {remedy}")
         other = [key for key in self.about if said.get(key) != self.about[key]]
         if other:
-            found, expected = (str(some.get(other[0]))[:16] for some in (said, self.about))
+            found, expected = (str(some.get(other[0]))[-24:] for some in (said, self.about))
             raise ValueError(
                 f"{self.part} holds rows of another {other[0]} (found {found}, expected "
                 f"{expected}): {remedy}"

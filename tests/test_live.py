@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_detection import hums
 
-from sance_audio import EnergyDetector, audio
+from sance_audio import EnergyDetector, audio, cli
 from sance_audio.cli.live import Tally, blocks_of
 from sance_audio.streams import cut
 
@@ -216,6 +216,8 @@ def test_lines_come_before_the_stream_ends(run):
         (b"", ("--rate", "8000"), "ended before its first sample"),
         (b"RIFF\0\0\0\0WAVE", ("--rate", "8000"), "a file that begins with b'RIFF'"),
         (b"\0" * 99, ("--rate", "8000", "--channels", "0"), "--channels must be at least 1"),
+        (b"\0" * 99, ("--rate", "8000", "--channels", "1" + 30 * "0"), "at most 1024"),
+        (b"\0" * 99, ("--rate", "1" + 20 * "0"), "500 to 1000000 Hz"),
         (b"\0" * 99, ("--rate", "8000", "--page", "a.html"), "leave out paths, --page"),
         (np.full(9000, np.nan, "<f4").tobytes(), ("--rate", "8000", "--encoding", "f32"), "NaN"),
     ],
@@ -225,3 +227,16 @@ def test_mistakes_with_pipes_are_named(run, raw, arguments, words):
     assert out.returncode == 2
     assert words in out.stderr.decode()
     assert "Traceback" not in out.stderr.decode()
+
+
+def test_a_standard_input_that_is_closed_is_named(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit):
+        cli.main(["score", str(run), "--stdin", "--rate", "8000"])
+    assert "nothing is piped" in capsys.readouterr().err
+
+
+def test_files_say_their_rate_themselves(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["score", str(run), str(tmp_path), "--rate", "8000"])
+    assert "--rate is of --stdin" in capsys.readouterr().err

@@ -201,7 +201,7 @@ def test_rows_of_something_else_are_left_alone(tmp_path, change, words):
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("content", ["", "path,energy\r\n", "my notes\n", "p"])
+@pytest.mark.parametrize("content", ["", "path,energy\r\n", "my notes\n", "p", "[" * 10**5])
 @pytest.mark.parametrize("name", ["x.csv.part", "x.csv.part.json"])
 def test_a_stranger_s_file_is_left_alone(tmp_path, name, content):
     out = tmp_path / "x.csv"
@@ -286,6 +286,25 @@ def test_what_stands_there_is_written_over_only_if_it_is_ours(run, sounds, tmp_p
         error = fails(capsys, "score", run, sounds, "--out", path)
         assert "was not written by this command" in error
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_relative_paths_are_of_one_folder(run, tmp_path, capsys, monkeypatch):
+    """The same name in another folder is another file, whose row nobody may be given."""
+    out, rest = tmp_path / "x.csv", ["score", str(run), "a.wav", "--out", str(tmp_path / "x.csv")]
+    for i, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", noise(4000, i), RATE)
+    monkeypatch.chdir(tmp_path / "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumedRows, "_finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            cli.main(rest)
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "two")
+    assert "rows of another folder of relative paths" in fails(capsys, *rest)
+    monkeypatch.chdir(tmp_path / "one")
+    cli.main(rest)
+    assert len(read_rows(out)) == 1
 
 
 def test_parquet_without_its_library(run, sounds, tmp_path, capsys, monkeypatch):

@@ -18,6 +18,8 @@ ENCODINGS = {"s16": "<i2", "s32": "<i4", "f32": "<f4"}
 """Little-endian samples, as arecord and ffmpeg name them (S16_LE, s16le)."""
 READ = 2**16
 """Bytes that are read at once, at most."""
+CHANNELS = 1024
+"""At most, as in files."""
 CONTAINERS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3")
 """What files begin with that are no raw samples."""
 
@@ -57,7 +59,8 @@ def blocks_of(file: BinaryIO, encoding: str, channels: int, tally: Tally) -> Ite
         x = np.frombuffer(held, kind, frames * channels).reshape(frames, channels)
         held = held[frames * size :]
         tally.frames += frames
-        yield (x.astype(np.float32).mean(1) / full).astype(np.float32)
+        with np.errstate(all="ignore"):  # what is no number is refused where it is scored
+            yield (x.astype(np.float32).mean(1) / full).astype(np.float32)
     tally.dropped = len(held)
 
 
@@ -97,15 +100,22 @@ def _summary(tally: Tally, rate: int, window: float) -> str:
 
 def _checked(args: Any) -> int:
     """The rate, in Hz; ValueError for options that do not go together."""
-    if args.rate is None or args.rate < 1:
-        raise ValueError("--stdin needs --rate, the sample rate of what is piped, in Hz")
-    if args.channels < 1:
-        raise ValueError(f"--channels must be at least 1, found {args.channels}")
+    from sance_audio.decoding import RATES
+
+    if args.rate is None or not RATES[0] <= args.rate <= RATES[1]:
+        raise ValueError(
+            f"--stdin needs --rate, the sample rate of what is piped, {RATES[0]} to {RATES[1]} "
+            f"Hz, found {args.rate}"
+        )
+    if not 1 <= args.channels <= CHANNELS:
+        raise ValueError(
+            f"--channels must be at least 1 and at most {CHANNELS}, found {args.channels}"
+        )
     if args.paths or args.page is not None or args.workers != 1:
         raise ValueError(
             "--stdin scores one stream, to standard output: leave out paths, --page and --workers"
         )
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise ValueError(
             "--stdin: nothing is piped; for example: arecord -q -t raw -f S16_LE -r 16000 | "
             "sance-audio score RUN --stdin --rate 16000"

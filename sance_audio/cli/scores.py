@@ -152,7 +152,7 @@ def score(args: Score) -> None:
     _check_work(args)
     detector = EnergyDetector.from_pretrained(args.run)
     paths, about, every = find_audio(list(args.paths)), identity(args.run, detector), Scored()
-    rows = ResumedRows(args.out, COLUMNS, NUMBERS, about, paths)
+    rows = ResumedRows(args.out, COLUMNS, NUMBERS, about | _folder_of(paths), paths)
     told: list[dict[str, Any]] = []
     try:
         with _termination(), rows:
@@ -213,6 +213,12 @@ def _scored(args: Score, detector: Any, rows: Any, about: dict[str, Any]) -> Any
         return keep_all(groups, keep)
 
 
+def _folder_of(paths: list[Path]) -> dict[str, str]:
+    """What relative paths are relative to, where there are any."""
+    relative = not all(path.is_absolute() for path in paths)
+    return {"folder of relative paths": str(Path.cwd())} if relative else {}
+
+
 def _tell_resumed(rows: Any) -> None:
     """Say what was found of an earlier run."""
     if rows.earlier == 0:
@@ -247,6 +253,8 @@ def _termination() -> Iterator[None]:
 
 
 def _check_work(args: Score) -> None:
+    if args.rate is not None:
+        raise ValueError("--rate is of --stdin; files say theirs themselves: leave it out")
     if not args.paths:
         raise ValueError("no PATH was given: name audio files, or folders of them, to score")
     if args.workers < 1:

@@ -46,3 +46,19 @@ def test_peers_end_where_we_do(sampling):
 
 def quadratic(x: torch.Tensor) -> torch.Tensor:
     return 0.5 * x.square().sum(1)
+
+
+@pytest.mark.slow
+def test_the_loading_benchmark_kills_and_resumes_a_build(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from benchmarks import loading
+
+    assert loading.built(tmp_path, 500) > 0
+    path = loading.cache(tmp_path, 500)
+    loading.read(path, 500)
+    assert 0 < loading.trained(path, 500, 2) < 0.5
+    printed = capsys.readouterr().out
+    assert "clips on the disk; the other" in printed
+    assert "rows made anew are equal to the bit" in printed
+    names = {line[:24].strip() for line in printed.splitlines()}
+    assert {"memory", "cache", "cache, cold"} <= names

@@ -207,6 +207,7 @@ def test_foreign_files_are_reported_not_read(tmp_path, year):
         files += [f"{test}/section_0_source_test_normal_0000.wav", f"{test}/id_00_00000000.wav"]
         files += [f"{test}/section_00_source_test_normal_00.wav"]
         files += [f"{test}/section_00_middle_test_normal_0000.wav"]
+        files += ["train/section_0\u0660_source_train_normal_0000.wav"]
     if year == 2021:
         files += ["target_test/section_00_source_test_normal_0000.wav"]
     wrong += [sound(here / file) for file in files]

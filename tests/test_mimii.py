@@ -112,6 +112,15 @@ def test_foreign_files_are_reported_not_read(tmp_path):
     )
 
 
+def test_a_link_that_leads_back_up_is_not_followed(tmp_path):
+    """Each clip would be there as often as the link can be gone through."""
+    before = mimii.listing(tree(tmp_path / "a")).clips
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    found = mimii.listing(tmp_path / "a")
+    assert names(found.clips) == names(before)
+    assert found.problems == ["again: a link to a folder that it lies in; not followed"]
+
+
 def test_what_is_no_mimii_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"found nothing there.*records/3384388 \(CC BY-SA 4.0\)"):
         mimii.listing(tmp_path / "nowhere")

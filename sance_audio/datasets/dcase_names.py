@@ -16,13 +16,13 @@ NOTHING = "noAttribute"
 TESTS = {2020: ("test", "test_rename"), 2021: ("source_test", "target_test")}
 """Folders that are judged, besides those of all other years."""
 LATER = ("test", "test_rename", "supplemental")
-NAME_2020 = re.compile(r"(?:(normal|anomaly)_)?id_(\d\d)_\d{8}\.wav")
+NAME_2020 = re.compile(r"(?:(normal|anomaly)_)?id_([0-9]{2})_[0-9]{8}\.wav")
 NAME = re.compile(
-    r"section_(\d\d)_(source|target)_(train|test)_(normal|anomaly)_\d{4}(?:_(.*))?\.wav"
+    r"section_([0-9]{2})_(source|target)_(train|test)_(normal|anomaly)_[0-9]{4}(?:_(.*))?\.wav"
 )
-UNLABELLED = re.compile(r"section_(\d\d)(?:_(source|target)_test|_test)?_\d{4}\.wav")
-SUPPLEMENT = re.compile(r"section_(\d\d)_.+\.wav")
-ATTRIBUTES = re.compile(r"attributes_\d\d\.csv")
+UNLABELLED = re.compile(r"section_([0-9]{2})(?:_(source|target)_test|_test)?_[0-9]{4}\.wav")
+SUPPLEMENT = re.compile(r"section_([0-9]{2})_.+\.wav")
+ATTRIBUTES = re.compile(r"attributes_[0-9]{2}\.csv")
 
 
 class Facts(NamedTuple):

@@ -50,12 +50,18 @@ def name_of(root: Path, path: Path) -> str:
 
 
 def folders(folder: Path, report: Report) -> list[Path]:
-    """Folders in a folder, in order; those that archives and systems leave behind are reported."""
-    found = sorted(path for path in _listed(folder, report) if path.is_dir())
-    for path in found:
+    """Folders in a folder, in order; those that archives and systems leave behind, and links that
+    lead back up, are reported.
+    """
+    found = []
+    for path in sorted(path for path in _listed(folder, report) if path.is_dir()):
         if _litter(path.name):
             report.add(path, "left behind by another system; no part of the corpus")
-    return [path for path in found if not _litter(path.name)]
+        elif path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            report.add(path, "a link to a folder that it lies in; not followed")
+        else:
+            found.append(path)
+    return found
 
 
 def sounds(folder: Path, report: Report) -> Iterator[Path]:

@@ -32,7 +32,7 @@ from sance_audio import processes
 from sance_audio.audio import AudioError
 from sance_audio.datasets.corpus import Clip
 from sance_audio.detection import EnergyDetector
-from sance_audio.detection.domains import DomainDetector
+from sance_audio.detection.domains import DOMAINS, FEWEST, DomainDetector
 from sance_audio.files import read_json, write_json
 from sance_audio.options import Results, RunOptions
 from sance_audio.ranking import Case, auc, paired_auc, pauc
@@ -134,8 +134,14 @@ def judge(
 def _fitted(task: Task, normals: Sequence[Any], settings: Results) -> dict[str, DomainDetector]:
     """A detector of each of `ROWS`."""
     detectors = {row: DomainDetector(learnt=learnt, **settings) for row, learnt in ROWS.items()}
+    about: Results = {"groups": list(task.groups), "domains": list(task.domains) or None}
     for detector in detectors.values():
-        detector.fit(normals, groups=list(task.groups), domains=list(task.domains) or None)
+        try:
+            detector.fit(normals, **about)
+        except AudioError:  # names its file
+            raise
+        except ValueError as error:
+            raise ValueError(f"{task.name}: {error}") from error
     return detectors
 
 
@@ -175,11 +181,19 @@ def _without(task: Task, names: set[str]) -> Task:
 
     train, groups, domains = kept(task.train, task.groups, task.domains)
     test, sorts, test_groups = kept(task.test, task.sorts, task.test_groups)
-    if not train:
-        raise ValueError(f"{task.name}: none of its {len(task.train)} normal clips can be read")
+    unlabelled = kept(task.unlabelled)[0]
+    for what, clips, before in (
+        ("normal clips", train, task.train),
+        ("clips to judge", [*test, *unlabelled], [*task.test, *task.unlabelled]),
+    ):
+        if not clips:
+            raise ValueError(f"{task.name}: none of its {len(before)} {what} can be read")
+    if domains and min(map(domains.count, DOMAINS)) < FEWEST:
+        print(f"{task.name}: too few of a domain can be read, domains are not told apart")
+        domains = []
     parts: Results = {"train": train, "groups": groups, "domains": domains, "test": test}
-    parts |= {"sorts": sorts, "test_groups": test_groups}
-    return replace(task, **parts, unlabelled=kept(task.unlabelled)[0])
+    parts |= {"sorts": sorts, "test_groups": test_groups, "unlabelled": unlabelled}
+    return replace(task, **parts)
 
 
 def _marks(

@@ -391,6 +391,33 @@ def test_dcase_of_two_target_normals_does_not_tell_domains_apart(tmp_path, capsy
     assert scores[True] == scores[False]
 
 
+def test_clips_that_cannot_be_read_may_leave_too_few(tmp_path, capsys):
+    """Of a domain, which is then not told apart; of what is judged, which is said."""
+    recipe, data = load_recipe("dcase_task2"), dcase_tree(tmp_path / "data", 2022)
+    shutil.rmtree(data / "dcase2022t2" / "eval_data")
+    targets = sorted(data.rglob("train/section_00_target_*"))
+    assert len(targets) >= 3
+    for path in targets[2:]:
+        path.write_bytes(b"")
+    smoke = replace(recipe.PRESETS["smoke"], data=data, year=2022, show=0)
+    recipe.main(replace(smoke, run=tmp_path / "a"))
+    assert "bearing/00: too few of a domain can be read" in capsys.readouterr().out
+    for path in data.rglob("test/*.wav"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="bearing/00: none of its 12 clips to judge can be read"):
+        recipe.main(replace(smoke, run=tmp_path / "b"))
+
+
+def test_a_section_that_cannot_be_fitted_is_named(tmp_path):
+    recipe, data = load_recipe("dcase_task2"), dcase_tree(tmp_path / "data", 2022)
+    first, *others = sorted(data.rglob("dev_data/raw/bearing/train/*.wav"))
+    for path in others:
+        shutil.copy(first, path)
+    options = replace(recipe.PRESETS["smoke"], data=data, year=2022, run=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"bearing/00: the \d+ normal clips are all alike"):
+        recipe.main(options)
+
+
 def test_dcase_detectors_score_as_the_submission_says(tmp_path):
     options, _, files = of_dcase(tmp_path, 2026)
     machine = dcase.YEARS[2026].evaluated[0]

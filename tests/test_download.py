@@ -163,6 +163,18 @@ def test_bytes_that_a_kill_kept_from_the_disk_are_fetched_again(server, tmp_path
     assert server.asked == ["bytes=777-"]
 
 
+@pytest.mark.parametrize("validator", [5, ["x"], "a\r\nb: c", "\u2603", " x"])
+def test_what_cannot_be_sent_back_is_not_gone_on_with(server, tmp_path, validator):
+    file = tmp_path / "a.zip"
+    file.with_name("a.zip.part").write_bytes(b"x" * 1000)
+    about = {"url": server.address, "validator": validator, "size": len(CONTENT)}
+    file.with_name("a.zip.part.json").write_text(json.dumps(about))
+    download.download(server.address, file)
+    assert file.read_bytes() == CONTENT
+    assert server.asked == [""]
+    assert alone(file)
+
+
 def test_a_whole_part_needs_no_request(server, tmp_path, monkeypatch):
     """Killed between the last byte and the name."""
     file = tmp_path / "a.zip"

@@ -33,6 +33,8 @@ BLOCK = 2**16
 """Bytes written at once; fewer are lost where a transfer breaks off."""
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers that another try may change."""
+SENDABLE = re.compile(r"([!-~\xa1-\xff][ -~\xa1-\xff]*)?")
+"""A validator that can be sent back; what lies beside a file may be damaged."""
 DIGESTS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 """Hexadecimal digits of each checksum."""
 
@@ -75,7 +77,8 @@ class Transfer:
         self.size, self.validator = self.published, ""
         try:
             known = read_json(self.about)
-            if known["url"] == self.url and (known["validator"] or self.checked):
+            sent = SENDABLE.fullmatch(known["validator"]) is not None
+            if sent and known["url"] == self.url and (known["validator"] or self.checked):
                 n = self.part.stat().st_size
                 self.size, self.validator = known["size"], known["validator"]
                 return n if self.size is None or n <= self.size else 0

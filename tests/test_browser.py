@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from sance_audio.files import read_json, write_json
-from sance_audio.report import bundle, write_page
+from sance_audio.report import bundle, files_of, write_page
 
 READY = """new Promise(done => { const wait = () =>
   [...document.querySelectorAll("audio")].every(a => a.readyState > 0 || a.error)
@@ -170,7 +170,7 @@ def test_digits_show_one_class(opened):
     assert opened.run("document.querySelector('.chip[aria-pressed=true]').textContent") == "2snare"
     opened.press("ArrowRight")
     assert "snare" in opened.run(PLAYING)[0], "keys pass over what is hidden"
-    opened.press("0")
+    opened.press("a")
     assert opened.run(seen) == 6
     opened.press("9")
     assert opened.run(seen) == 6, "there is no ninth class"
@@ -256,6 +256,31 @@ def test_hostile_names_run_nothing(tools, browser, finished_run, tmp_path):
     assert page.run("window.ran") is None
     page.press("1")
     assert page.run("document.querySelector('.group').offsetParent !== null")
+
+
+def test_a_page_of_a_hundred_clips_is_small_and_opens_fast(tools, browser, finished_run, tmp_path):
+    """Under 30 MB and two seconds: the best of three, since other things run on this machine."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    results = read_json(run / "results.json")
+    made = [c for c in results["examples"] if c["kind"] == "generated"]
+    for i in range(100):  # files of their own, as a run of a hundred has
+        clip = made[i % len(made)]
+        file = shutil.copy(run / clip["file"], run / "clips" / f"copy_{i}.wav")
+        near = shutil.copy(run / clip["nearest"]["file"], run / "page" / f"copy_{i}.wav")
+        nearest = clip["nearest"] | {"file": f"page/{near.name}"}
+        copied = {"file": f"clips/{file.name}", "index": 100 + i, "nearest": nearest}
+        results["examples"].append(clip | copied)
+    write_json(run / "results.json", results)
+    path = write_page(run)
+    size = sum((run / name).stat().st_size for name in [path.name, *files_of(path)])
+    assert size < 30e6
+    seconds = []
+    for _ in range(3):
+        page = tools.Page(browser, path)
+        seconds.append(page.seconds)
+    assert page.run(f"{SOUNDS}.length") > 250
+    assert faults(page, run) == []
+    assert min(seconds) < 2, seconds
 
 
 def test_unfinished_pages_load_too(tools, browser, finished_run, tmp_path):

@@ -28,6 +28,7 @@ from sance_audio.report.cards import COLUMNS, Deck
 from sance_audio.report.film import film, frames
 from sance_audio.report.learning import curves
 from sance_audio.report.loudness import DEEPEST, gains, loudness
+from sance_audio.report.page import _keyed
 
 
 class Shown(HTMLParser):
@@ -317,3 +318,27 @@ def test_long_clips_are_drawn_whole_and_within_limits(run):
 
 def picture(address):
     return imread(io.BytesIO(base64.b64decode(address.partition(",")[2])), format="png")
+
+
+def test_classes_have_keys():
+    assert _keyed(["kick", "snare"]) == [("kick", "1"), ("snare", "2")]
+    assert _keyed(["7", "0"]) == [("7", "7"), ("0", "0")], "digits are their own"
+    many = _keyed([f"class {i}" for i in range(12)])
+    assert [key for _, key in many] == [*"1234567890", "", ""]
+    assert _keyed([]) == []
+
+
+def test_a_run_without_classes(run):
+    """As of a folder of recordings: one group, no chips."""
+    model = AudioEBM.from_pretrained(run)
+    model.labels = ()
+    model.save_pretrained(run)
+    results = read_json(run / "results.json")
+    for clip in results["examples"]:
+        clip["label"] = f"clip {clip['index']}" if "index" in clip else "a recording"
+    write_json(run / "results.json", results)
+    shown = Shown(write_page(run))
+    assert "no classes" in shown.text
+    assert shown.every("button", "data-show") == []
+    assert "clip 0 energy" in shown.text.replace("\xa0", " ")
+    assert "clip 0, clip 0" not in shown.text

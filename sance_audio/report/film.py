@@ -17,7 +17,8 @@ import torch
 
 from sance_audio import audio
 from sance_audio.files import read_json, write_json
-from sance_audio.model import WEIGHTS, AudioEBM
+from sance_audio.model import AudioEBM
+from sance_audio.pretrained import WEIGHTS
 from sance_audio.samplers import clip_seeds
 
 FILMED = 3

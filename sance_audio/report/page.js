@@ -29,12 +29,15 @@
 
   const stop = () => all("audio").forEach((audio) => { if (!audio.paused) audio.pause(); });
 
-  const choose = (clip) => {
+  const take = (clip) => {
     if (current) current.classList.remove("current");
     current = clip;
     clip.classList.add("current");
-    const button = clip.querySelector(".play");
-    button.focus({ preventScroll: true });
+  };
+
+  const choose = (clip) => {
+    take(clip);
+    clip.querySelector(".play").focus({ preventScroll: true });
     clip.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
 
@@ -99,9 +102,9 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
     const own = event.target.closest("button:not(.play), a, .scroll");
-    const chips = all(".chip");
+    const visible = current && current.offsetParent !== null ? current : seen()[0];
     const keys = {
-      " ": () => current || seen().length ? toggle(current || seen()[0]) : null,
+      " ": () => { if (visible) toggle(visible); },
       ArrowRight: () => step(1),
       ArrowLeft: () => step(-1),
       n: nearest,
@@ -111,16 +114,20 @@
       "?": () => help.showModal(),
     };
     const focused = event.target.closest(".clip");
-    if (focused && focused !== current && event.key !== "Tab") current = focused;
+    if (focused && focused !== current && event.key !== "Tab") take(focused);
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (own && (key === " " || key === "Enter" || key.startsWith("Arrow"))) return;
-    if (/^[0-9]$/.test(key) && chips[Number(key)]) {
-      show(chips[Number(key)].dataset.show);
+    const chip = all(".chip").find((one) => one.dataset.key === key);
+    if (chip) {
+      show(chip.dataset.show);
     } else if (keys[key]) {
       keys[key]();
     } else {
       return;
     }
     event.preventDefault();
+  });
+  document.addEventListener("keyup", (event) => { // where a button is clicked as the key goes up
+    if (event.key === " " && event.target.closest(".play")) event.preventDefault();
   });
 })();

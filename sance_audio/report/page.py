@@ -10,7 +10,8 @@ from typing import Any
 
 from sance_audio.files import atomic, read_json, read_jsonl
 from sance_audio.health import summary
-from sance_audio.model import WEIGHTS, AudioEBM
+from sance_audio.model import AudioEBM
+from sance_audio.pretrained import WEIGHTS
 from sance_audio.report.cards import Deck
 from sance_audio.report.film import film
 from sance_audio.report.learning import curves, progress
@@ -65,8 +66,11 @@ def _trained(run: Path) -> bool:
 
 
 def _settings(run: Path) -> Facts:
-    path = run / "config.json"
-    found = read_json(path) if path.exists() else {}
+    """What the run was told, for words alone: a page does without."""
+    try:
+        found = read_json(run / "config.json")
+    except ValueError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 
@@ -110,7 +114,7 @@ def _shown(
     ]
     return {
         "groups": groups,
-        "labels": [label for label in labels if label],
+        "labels": _keyed([label for label in labels if label]),
         "triples": _triples(deck, results.get("examples", []), made),
         "films": [r for r in (deck.deal(frames) for frames in films) if r],
         "progress": [
@@ -121,6 +125,16 @@ def _shown(
         "ordinary": deck.deal(odd.get("most_ordinary", [])),
         "notes": _notes(run, deck.gone, results, rows, settings, made),
     }
+
+
+def _keyed(labels: list[str]) -> list[tuple[str, str]]:
+    """Classes with the key that shows each: digits are their own, others are counted, the tenth
+    has 0 and those beyond none.
+    """
+    if all(len(label) == 1 and label in "0123456789" for label in labels):
+        return [(label, label) for label in labels]
+    keys = [*"1234567890", *[""] * len(labels)]
+    return list(zip(labels, keys, strict=False))
 
 
 def _files(found: Any) -> Iterator[str]:
@@ -151,8 +165,8 @@ def _pairs(results: Facts) -> list[list[Facts]]:
     closest = results["evaluation"]["memorisation"]["closest"] if results else []
     return [
         [
-            {"file": p["generated"], "label": f"generated, clip {p['index']}"},
-            {"file": p["training"], "label": f"training clip {p['name']}"},
+            {"file": p["generated"], "label": f"clip {p['index']}"},
+            {"file": p["training"], "label": p["name"]},
         ]
         for p in closest
     ]

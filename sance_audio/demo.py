@@ -197,12 +197,12 @@ def app(run: str | Path) -> Any:
 
 def _generating(gradio: Any, player: Player, told: Any) -> None:
     assert player.model is not None
-    own = player.model.steps
+    own, warmth = player.model.steps, player.model.sampling_temperature
     with gradio.Tab("Generate"):
         with gradio.Row():
             seed = gradio.Number(0, label="Seed", precision=0)
             steps = gradio.Slider(0, max(STEPS, 2 * own), own, step=1, label="Langevin steps")
-            temperature = gradio.Slider(0.1, 2.0, 1.0, step=0.05, label="Temperature")
+            temperature = gradio.Slider(0.1, 2.0, warmth, step=0.05, label="Temperature")
             label = gradio.Dropdown(player.classes, value=ANY, label="Class")
         button = gradio.Button("Generate", variant="primary")
         outputs = [

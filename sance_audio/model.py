@@ -16,24 +16,19 @@ __all__ = ["AudioEBM"]
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sance_audio import audio, generation, restoration
+from sance_audio import audio, generation, pretrained, restoration
 from sance_audio.chunks import chunk_size, chunked
 from sance_audio.energy import EnergyModel, LogProb, ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
 from sance_audio.networks import ResidualEnergy, spread
-from sance_audio.reference import GaussianReference
 from sance_audio.samplers import Compute, clip_seeds
-from sance_audio.weights import WeightsError, load_weights, locate, save_weights
-
-WEIGHTS = "model.safetensors"
 
 
 class AudioEBM(EnergyModel):
@@ -50,6 +45,8 @@ class AudioEBM(EnergyModel):
         step_size: eps of the sampler.
         cap: Its cap.
         steps: Langevin steps of a generated clip, from the reference.
+        sampling_temperature: Of generated clips: below 1, likelier and less varied ones.
+        reference_temperature: The same of the reference alone.
         silence: Cells this close to the log floor, in nats, are inverted as silence.
         n_iter: Iterations of the inversion.
     """
@@ -72,11 +69,15 @@ class AudioEBM(EnergyModel):
         steps: int = 200,
         silence: float = 0.3,
         n_iter: int = 32,
+        sampling_temperature: float = 1.0,
+        reference_temperature: float = 1.0,
     ):
         super().__init__(energy, sigma)
         self.features, self.labels = features, tuple(labels)
         self.frames, self.peak = frames, peak
         self.step_size, self.cap, self.steps, self.silence = step_size, cap, steps, silence
+        self.sampling_temperature = sampling_temperature
+        self.reference_temperature = reference_temperature
         self.inverter = GriffinLim(features, n_iter)
         self.compute = Compute()
         if labels and len(labels) != self.reference.n_classes:
@@ -194,9 +195,12 @@ class AudioEBM(EnergyModel):
         self, classes: Sequence[int], seeds: Sequence[int], steps: int | None = None, **how: Any
     ) -> tuple[Tensor, Tensor]:
         """Cleaned log-mels `(B, 1, M, T)` of the given classes and their components `(B,)`: exact
-        samples of the reference, moved by Langevin dynamics, the model's own steps when None.
-        Arguments as of `generation.draw`.
+        samples of the reference, moved by Langevin dynamics. Arguments as of `generation.draw`;
+        steps and temperature are the model's own when None.
         """
+        alone = how.get("reference_only", False)
+        own = self.reference_temperature if alone else self.sampling_temperature
+        how["temperature"] = own if how.get("temperature") is None else how["temperature"]
         how |= {"steps": self.steps if steps is None else steps, "compute": self.compute}
         how |= {"step_size": self.step_size, "cap": self.cap}
         return generation.draw(self, classes, seeds, **how)
@@ -226,14 +230,14 @@ class AudioEBM(EnergyModel):
         label: int | None = None,
         *,
         steps: int | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         reference_only: bool = False,
     ) -> Tensor:
         """New clips `(n, window)` at the model's sample rate, classes in balanced turn unless
         `label` is given.
 
         Clip i of a generator's seed is the same whatever n. Seed 0 when there is no generator.
-        Other arguments as of `generation.draw`.
+        Other arguments as of `draw`.
         """
         if n < 1:
             raise ValueError(f"the number of clips must be at least 1, found {n}")
@@ -292,24 +296,11 @@ class AudioEBM(EnergyModel):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but tensors."""
-        names = "labels frames sigma peak step_size cap steps silence"
-        own = {name: getattr(self, name) for name in names.split()} | {
-            "n_iter": self.inverter.n_iter
-        }
-        return {
-            "features": self.features.settings,
-            "network": self.density.network.settings,
-            "temperature": self.density.temperature,
-            "model": own,
-            "compute": asdict(self.compute),
-        }
+        return pretrained.settings_of(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `model.safetensors`, weights and every setting, into `folder`, atomically."""
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("inverter.")}
-        if not bool(self.density.log_z_error.isfinite().all()):  # not known: read back as NaN
-            del own["density.log_z_error"]
-        return save_weights(Path(folder) / WEIGHTS, "model", self.settings, own)
+        return pretrained.save(self, Path(folder))
 
     @classmethod
     def from_pretrained(
@@ -322,28 +313,4 @@ class AudioEBM(EnergyModel):
             WeightsError: nothing there, another kind of file, another version, or weights that are
                 not finite.
         """
-        file = locate(path, WEIGHTS)
-        settings, tensors = load_weights(file, "model")
-        try:
-            model = cls._build(settings, tensors, network)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{file}: weights and settings do not match ({error})") from error
-        return model.eval().to(device)
-
-    @classmethod
-    def _build(cls, settings: dict[str, Any], tensors: dict[str, Tensor], kind: Any) -> AudioEBM:
-        prefix = "density.reference."
-        reference = GaussianReference(
-            **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-        network, features = kind(**settings["network"]), LogMel(**settings["features"])
-        density = ReferencedEnergy(reference, network, settings.get("temperature", 1.0))
-        tensors.setdefault("density.log_z_error", torch.full_like(density.log_z, torch.nan))
-        model = cls(features, density, **settings["model"])
-        compute = settings.get("compute", {})
-        model.compute = Compute(**compute) if "path" in compute else Compute()
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-        missing = [key for key in missing if not key.startswith("inverter.")]
-        if missing or unexpected:
-            raise KeyError(f"missing {missing}, unexpected {unexpected}")
-        return model
+        return pretrained.load(cls, path, network).eval().to(device)

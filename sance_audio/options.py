@@ -59,6 +59,8 @@ class Options(RunOptions):
     """Size of the energy network."""
     generation_steps: int = 200
     """Langevin steps of a generated clip."""
+    sampling_temperature: float | None = None
+    """Temperature of generated clips; chosen on validation clips when left out."""
     annealing: int = 100
     """Temperatures of the estimate of log Z."""
     classifier_epochs: int = 12
@@ -76,6 +78,10 @@ class Options(RunOptions):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"--{name} must be at least {value}, found {getattr(self, name)}")
+        if self.sampling_temperature is not None and not self.sampling_temperature > 0:
+            raise ValueError(
+                f"--sampling-temperature must be positive, found {self.sampling_temperature}"
+            )
         if not self.sigma > 0:
             raise ValueError(f"--sigma must be positive, found {self.sigma}")
 
@@ -87,6 +93,7 @@ SMOKE: dict[str, Any] = {
     "network": "smoke",
     "train": TrainConfig(steps=6, langevin_steps=4, sample_every=6, checkpoint_every=3),
     "generation_steps": 5,
+    "sampling_temperature": 1.0,
     "annealing": 4,
     "classifier_epochs": 1,
     "evaluate": 20,
@@ -98,7 +105,7 @@ SMOKE: dict[str, Any] = {
 FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs", "density", "machines"}
 FREE |= {"evaluation"}
 FREE |= {"seeds", "other_seeds", "sets", "points"}
-FREE |= {"generation_steps", "annealing", "evaluate", "clips", "tune"}
+FREE |= {"generation_steps", "sampling_temperature", "annealing", "evaluate", "clips", "tune"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""
 
 O = TypeVar("O", bound=RunOptions)

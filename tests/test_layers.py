@@ -13,13 +13,14 @@ LAYERS = {
     0: "files processes rows headers decoding audio chunks divergences energy gaussian locks "
     "metrics parquet tracks verdicts weights",
     1: "ranking resumed streams features reference networks samplers config ledger holes",
-    2: "options generation restoration inversion pictures noise health diagnostics datasets",
+    2: "options pretrained generation restoration inversion pictures noise health diagnostics "
+    "datasets",
     3: "model resynthesis toys challenge",
     4: "state evaluation trackers tuning",
     5: "checkpoint report",
     6: "training preparation",
     7: "workflow assessment normals",
-    8: "detection experiments",
+    8: "detection experiments warmth",
     9: "scoring anomalies scored_page export demo",
     10: "recipe screening workers",
     11: "cli monitoring",

@@ -29,8 +29,8 @@ class Generate:
     """One class only, by name."""
     steps: int | None = None
     """Langevin steps; the model's own number when left out."""
-    temperature: float = 1.0
-    """Below 1: likelier and less varied clips; above: the contrary."""
+    temperature: float | None = None
+    """Below 1: likelier and less varied clips; the model's own when left out."""
     reference_only: bool = False
     """Leave the network out: exact samples of the Gaussian reference."""
 

@@ -240,3 +240,14 @@ def test_files_say_their_rate_themselves(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["score", str(run), str(tmp_path), "--rate", "8000"])
     assert "--rate is of --stdin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", [0, 10**20, float("nan")])
+def test_rates_that_cannot_be_are_named(detector, rate):
+    with pytest.raises(ValueError, match="sample_rate must be positive, at most 1000000 Hz"):
+        list(detector.score_stream([np.ones(9)], rate))
+
+
+def test_the_rate_of_the_first_block_is_asked_for(detector):
+    with pytest.raises(ValueError, match="comes at 16000 Hz, expected 8000 Hz; give sample_rate"):
+        list(detector.score_stream([(np.ones(400), 16000)]))

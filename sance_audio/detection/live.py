@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sance_audio.decoding import RATES
 from sance_audio.detection.rows import Describer, Row, is_pair
 from sance_audio.streams import cut, resampled
 
@@ -39,12 +40,12 @@ def stream(
         sample_rate: Of the blocks, in Hz; the describer's when None.
 
     Raises:
-        ValueError: as `mono`; a rate below 1 Hz.
+        ValueError: as `mono`; a rate below 1 Hz, or above 1 MHz.
     """
     own = describer.sample_rate
     rate = own if sample_rate is None else sample_rate
-    if rate < 1:
-        raise ValueError(f"sample_rate must be positive, found {rate}")
+    if not 1 <= rate <= RATES[1]:
+        raise ValueError(f"sample_rate must be positive, at most {RATES[1]} Hz, found {rate}")
     for start, window in cut(resampled(mono(blocks, rate), rate, own), describer.length):
         (row,) = describer.described([(0, window)])
         yield (start / own, (start + len(window)) / own), row
@@ -64,10 +65,12 @@ def mono(blocks: Iterable[Any], sample_rate: int) -> Iterator[Tensor]:
             block, rate = block[0], int(block[1])
         where = f"block at {samples / sample_rate:.2f} s of the stream"
         if rate != sample_rate:
-            raise ValueError(
-                f"{where}: comes at {rate} Hz, the stream began at {sample_rate} Hz; begin "
-                f"another stream where the rate changes"
+            expected = (
+                f"the stream began at {sample_rate} Hz; begin another where the rate changes"
             )
+            if samples == 0:
+                expected = f"expected {sample_rate} Hz; give sample_rate={rate}"
+            raise ValueError(f"{where}: comes at {rate} Hz, {expected}")
         wave = torch.from_numpy(np.array(np.asarray(block), np.float32))
         if wave.ndim != 1:
             raise ValueError(

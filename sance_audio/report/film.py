@@ -70,8 +70,9 @@ def _draw(model: AudioEBM, run: Path, seed: int) -> list[list[dict[str, Any]]]:
     seeds = clip_seeds(torch.Generator().manual_seed(seed), count)
     classes = model.classes(count)
     films: list[list[dict[str, Any]]] = [[] for _ in classes]
+    warm = model.sampling_temperature  # of the reference's draw too: it is where the chain starts
     for step in frames(model.steps):
-        x, _ = model.draw(classes, seeds, steps=step, reference_only=step == 0)
+        x, _ = model.draw(classes, seeds, steps=step, reference_only=step == 0, temperature=warm)
         waves = model.invert(x, seeds)
         windows = torch.stack([model.windows(wave)[0] for wave in waves])
         energies = model.energy_of(model.log_mels(windows)).tolist()

@@ -185,7 +185,9 @@ def _about(model: AudioEBM | None, results: Facts, rows: list[Facts]) -> list[st
     if rows:
         facts.append(f"{rows[-1]['step']:,} training steps")
     if model is not None:
-        facts.append(f"{model.steps} Langevin steps a clip")
+        warm = model.sampling_temperature
+        at = f", at temperature {warm:g}" if warm != 1 else ""
+        facts.append(f"{model.steps} Langevin steps a clip{at}")
     return facts
 
 

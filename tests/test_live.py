@@ -219,6 +219,7 @@ def test_lines_come_before_the_stream_ends(run):
         (b"\0" * 99, ("--rate", "8000", "--channels", "1" + 30 * "0"), "at most 1024"),
         (b"\0" * 99, ("--rate", "1" + 20 * "0"), "500 to 1000000 Hz"),
         (b"\0" * 99, ("--rate", "8000", "--page", "a.html"), "leave out paths, --page"),
+        (b"\0" * 99, ("--rate", "8000", "--out", "a.csv"), "--workers and --out"),
         (np.full(9000, np.nan, "<f4").tobytes(), ("--rate", "8000", "--encoding", "f32"), "NaN"),
     ],
 )

@@ -12,6 +12,10 @@ from typing import Any
 from tyro.conf import Positional
 
 
+TOLERANCE = 1e-3
+"""Difference of scores, of themselves, that is worth a word."""
+
+
 @dataclass(frozen=True)
 class Export:
     """Write a run's detector as an ONNX graph, and what is decided with it as JSON beside it."""
@@ -41,6 +45,7 @@ def export(args: Export) -> None:
     print(
         f"checked in onnxruntime: scores of noise, tones, clicks and silence differ by at most "
         f"{largest:.1e} of themselves"
+        + ("; that is more than rounding should" if largest > TOLERANCE else "")
     )
 
 

@@ -111,9 +111,10 @@ def _checked(args: Any) -> int:
         raise ValueError(
             f"--channels must be at least 1 and at most {CHANNELS}, found {args.channels}"
         )
-    if args.paths or args.page is not None or args.workers != 1:
+    if args.paths or args.page is not None or args.workers != 1 or args.out != type(args).out:
         raise ValueError(
-            "--stdin scores one stream, to standard output: leave out paths, --page and --workers"
+            "--stdin scores one stream, to standard output: leave out paths, --page, --workers and "
+            "--out"
         )
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError(

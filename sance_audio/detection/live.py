@@ -28,7 +28,8 @@ class WindowScore(NamedTuple):
     energy: float
     """Nats; NaN without a model."""
     odd: bool
-    """Whether it is called odd at the detector's false-alarm rate."""
+    """Whether it is called odd at the detector's false-alarm rate; without calibration, above the
+    quantile of the normals' scores that `predict` takes, which is one of whole recordings."""
 
 
 def stream(

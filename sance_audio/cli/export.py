@@ -11,7 +11,6 @@ from typing import Any
 
 from tyro.conf import Positional
 
-
 TOLERANCE = 1e-3
 """Difference of scores, of themselves, that is worth a word."""
 

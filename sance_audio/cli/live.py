@@ -113,8 +113,8 @@ def _checked(args: Any) -> int:
         )
     if args.paths or args.page is not None or args.workers != 1 or args.out != type(args).out:
         raise ValueError(
-            "--stdin scores one stream, to standard output: leave out paths, --page, --workers and "
-            "--out"
+            "--stdin scores one stream, to standard output: leave out paths, --page, --workers "
+            "and --out"
         )
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError(

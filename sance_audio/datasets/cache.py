@@ -84,12 +84,27 @@ class LogMels:
     def log_mels(self, index: slice | Tensor) -> Tensor:
         """Log-mels `(n, M, T)`, not standardised, of rows named by a slice or indices `(n,)`."""
         where = self.rows[index if isinstance(index, slice) else index.cpu().numpy()]
+        self._ask_for(where)
         out = torch.from_numpy(np.ascontiguousarray(self.array[where]))
         self.held += out.nbytes
         if self.held > HELD_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self.array._mmap.madvise(mmap.MADV_DONTNEED)
             self.held = 0
         return out
+
+    def _ask_for(self, where: np.ndarray) -> None:
+        """Have the system fetch all these rows `(n,)` from the disk side by side: found missing
+        page by page they would be waited for one after the other.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        order = np.unique(where)
+        size, page = self.array[:1].nbytes, mmap.PAGESIZE
+        for run in np.split(order, np.flatnonzero(np.diff(order) > 1) + 1) if len(order) else ():
+            start = self.array.offset + int(run[0]) * size
+            end = self.array.offset + (int(run[-1]) + 1) * size
+            start -= start % page
+            self.array._mmap.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         """Standardised log-mels `(n, 1, M, T)`."""

@@ -24,7 +24,7 @@ from sance_audio.preparation import Material
 from sance_audio.samplers import clip_seeds
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-CLIPS, FEWEST = 400, 100
+CLIPS, FEWEST = 300, 100
 """Clips at each temperature; validation clips without which nothing is chosen."""
 TOLERANCE = 1.05
 """FID, of the least, that is as good."""

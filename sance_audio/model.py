@@ -46,7 +46,6 @@ class AudioEBM(EnergyModel):
         cap: Its cap.
         steps: Langevin steps of a generated clip, from the reference.
         sampling_temperature: Of generated clips: below 1, likelier and less varied ones.
-        reference_temperature: The same of the reference alone.
         silence: Cells this close to the log floor, in nats, are inverted as silence.
         n_iter: Iterations of the inversion.
     """
@@ -70,14 +69,12 @@ class AudioEBM(EnergyModel):
         silence: float = 0.3,
         n_iter: int = 32,
         sampling_temperature: float = 1.0,
-        reference_temperature: float = 1.0,
     ):
         super().__init__(energy, sigma)
         self.features, self.labels = features, tuple(labels)
         self.frames, self.peak = frames, peak
         self.step_size, self.cap, self.steps, self.silence = step_size, cap, steps, silence
         self.sampling_temperature = sampling_temperature
-        self.reference_temperature = reference_temperature
         self.inverter = GriffinLim(features, n_iter)
         self.compute = Compute()
         if labels and len(labels) != self.reference.n_classes:
@@ -196,10 +193,9 @@ class AudioEBM(EnergyModel):
     ) -> tuple[Tensor, Tensor]:
         """Cleaned log-mels `(B, 1, M, T)` of the given classes and their components `(B,)`: exact
         samples of the reference, moved by Langevin dynamics. Arguments as of `generation.draw`;
-        steps and temperature are the model's own when None.
+        steps and temperature are the model's own when None, the reference's is 1.
         """
-        alone = how.get("reference_only", False)
-        own = self.reference_temperature if alone else self.sampling_temperature
+        own = 1.0 if how.get("reference_only") else self.sampling_temperature
         how["temperature"] = own if how.get("temperature") is None else how["temperature"]
         how |= {"steps": self.steps if steps is None else steps, "compute": self.compute}
         how |= {"step_size": self.step_size, "cap": self.cap}

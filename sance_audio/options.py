@@ -59,8 +59,8 @@ class Options(RunOptions):
     """Size of the energy network."""
     generation_steps: int = 200
     """Langevin steps of a generated clip."""
-    sampling_temperature: float | None = None
-    """Temperature of generated clips; chosen on validation clips when left out."""
+    sampling_temperature: float = 1.0
+    """Of generated clips: below 1, likelier and less varied ones."""
     annealing: int = 100
     """Temperatures of the estimate of log Z."""
     classifier_epochs: int = 12
@@ -78,7 +78,7 @@ class Options(RunOptions):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"--{name} must be at least {value}, found {getattr(self, name)}")
-        if self.sampling_temperature is not None and not self.sampling_temperature > 0:
+        if not self.sampling_temperature > 0:
             raise ValueError(
                 f"--sampling-temperature must be positive, found {self.sampling_temperature}"
             )
@@ -93,7 +93,6 @@ SMOKE: dict[str, Any] = {
     "network": "smoke",
     "train": TrainConfig(steps=6, langevin_steps=4, sample_every=6, checkpoint_every=3),
     "generation_steps": 5,
-    "sampling_temperature": 1.0,
     "annealing": 4,
     "classifier_epochs": 1,
     "evaluate": 20,

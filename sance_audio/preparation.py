@@ -182,6 +182,7 @@ def build(
         step_size=options.train.step_size,
         cap=options.train.cap,
         steps=options.generation_steps,
+        sampling_temperature=options.sampling_temperature,
     )
     if processes.is_main():
         weights = sum(p.numel() for p in network.parameters())

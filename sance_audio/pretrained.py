@@ -18,10 +18,7 @@ from sance_audio.samplers import Compute
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
-OWN = (
-    "labels frames sigma peak step_size cap steps silence sampling_temperature "
-    "reference_temperature"
-)
+OWN = "labels frames sigma peak step_size cap steps silence sampling_temperature"
 
 
 def settings_of(model: Any) -> dict[str, Any]:

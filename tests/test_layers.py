@@ -20,7 +20,7 @@ LAYERS = {
     5: "checkpoint report",
     6: "training preparation",
     7: "workflow assessment normals",
-    8: "detection experiments warmth",
+    8: "detection experiments",
     9: "scoring anomalies scored_page export demo",
     10: "recipe screening workers",
     11: "cli monitoring",

@@ -215,3 +215,14 @@ def test_a_temperature_scales_what_is_drawn():
     assert torch.equal(plain, same)
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         model.draw([0], [0], 4, temperature=0.0)
+
+
+def test_a_model_keeps_its_sampling_temperature(tmp_path):
+    model = small_model()
+    plain = model.generate(2)
+    model.sampling_temperature = 0.5
+    model.save_pretrained(tmp_path)
+    again = AudioEBM.from_pretrained(tmp_path)
+    assert torch.equal(again.generate(2, temperature=1.0), plain)
+    assert not torch.equal(again.generate(2), plain)
+    assert torch.equal(again.generate(2), model.generate(2, temperature=0.5))

@@ -21,7 +21,6 @@ from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import Material, build, prepare
 from sance_audio.processes import is_main
 from sance_audio.recipe import conclude, launch
-from sance_audio.warmth import temper
 from sance_audio.workflow import connect, fit, start
 
 
@@ -194,9 +193,9 @@ def main(options: FolderOptions) -> None:
 
     results = fit(model, material, components, options)
     results["choices"] = choices.reasons
-    judge = classify(model, material, options)
-    results["temperature"] = temper(model, judge, material, options)
-    results["evaluation"], ours = evaluate(model, judge, material, options)
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
     results["examples"] = examples(model, material, options, ours)
     results["anomalies"] = detect(model, material, options)
     conclude("folder", results, options)

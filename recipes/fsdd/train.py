@@ -16,7 +16,6 @@ from sance_audio.datasets import Corpus, fsdd
 from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
-from sance_audio.warmth import temper
 from sance_audio.workflow import connect, fit, start
 
 
@@ -65,9 +64,9 @@ def main(options: DigitOptions) -> None:
     model.to(device)
 
     results = fit(model, material, components, options)
-    judge = classify(model, material, options)
-    results["temperature"] = temper(model, judge, material, options)
-    results["evaluation"], ours = evaluate(model, judge, material, options)
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
     results["examples"] = examples(model, material, options, ours)
     odd = [
         (

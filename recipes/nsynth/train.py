@@ -18,7 +18,6 @@ from sance_audio.datasets import Corpus, nsynth
 from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
-from sance_audio.warmth import temper
 from sance_audio.workflow import connect, fit, start
 
 BACKWARDS = 500
@@ -87,9 +86,9 @@ def main(options: NoteOptions) -> None:
     model.to(device)
 
     results = fit(model, material, components, options)
-    judge = classify(model, material, options)
-    results["temperature"] = temper(model, judge, material, options)
-    results["evaluation"], ours = evaluate(model, judge, material, options)
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
     results["examples"] = examples(model, material, options, ours)
     window = model.window / rate
     odd = [

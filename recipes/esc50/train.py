@@ -30,7 +30,6 @@ from sance_audio.datasets.esc50 import FoldClip
 from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import build, prepare
 from sance_audio.screening import ROWS, Judged, Task, figures, judge, less
-from sance_audio.warmth import temper
 from sance_audio.workflow import connect, fit, start
 
 TASKS = ("anomaly", "generate")
@@ -118,9 +117,9 @@ def generate(options: EscOptions, device: torch.device) -> None:
     model.to(device)
 
     results = fit(model, material, components, options)
-    judge = classify(model, material, options)
-    results["temperature"] = temper(model, judge, material, options)
-    results["evaluation"], ours = evaluate(model, judge, material, options)
+    results["evaluation"], ours = evaluate(
+        model, classify(model, material, options), material, options
+    )
     results["examples"] = examples(model, material, options, ours)
     results["anomalies"] = detect(model, material, options)
     recipe.conclude("esc50", results, options)

@@ -23,7 +23,7 @@ demo: $(READY)   ## train on synthesised drums, generate, score, write a page
 	$(BIN)/python recipes/drums/train.py --run runs/drums --preset cpu
 
 test: $(READY)   ## the whole test suite but for what is marked slow
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/python -m pytest -q -m slow

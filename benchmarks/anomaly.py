@@ -34,7 +34,6 @@ import argparse
 import functools
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -50,6 +49,7 @@ from benchmarks.anomaly_peers import EPOCHS, PEERS, SEEDED, Array, Clip, Feature
 from sance_audio import EnergyDetector
 from sance_audio.datasets import corpus as corpora
 from sance_audio.datasets import esc50, fsdd, machines
+from sance_audio.experiments.costs import peak_mib
 from sance_audio.files import read_json, write_json
 from sance_audio.ranking import Case, auc, paired_auc, pauc
 
@@ -232,15 +232,15 @@ def summarise(
 def measure(task: Task, name: str) -> Results:
     """Seconds to fit and to score a clip, and mebibytes, in this process."""
     train, test = hear(task.train), hear(task.test)
-    before = _largest()
+    before = peak_mib()
     seconds = _timed(name, train, test)
     if sum(seconds) < PATIENCE:
         seconds = _timed(name, train, test)
     return {
         "fit_s": seconds[0],
         "score_s": seconds[1] / len(test),
-        "memory_mib": _largest(),
-        "memory_added_mib": _largest() - before,
+        "memory_mib": peak_mib(),
+        "memory_added_mib": peak_mib() - before,
         "train": len(train),
         "test": len(test),
     }
@@ -252,16 +252,6 @@ def _timed(name: str, train: list[Clip], test: list[Clip]) -> tuple[float, float
     fitted = time.perf_counter()
     method.score(test)
     return fitted - began, time.perf_counter() - fitted
-
-
-def _largest() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # there, getrusage would begin with what the parent process held
-        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
-        return int(line.split()[1]) / 2**10
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def timings(corpus: str, names: Sequence[str], data: Path, split: str) -> dict[str, Results]:

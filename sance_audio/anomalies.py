@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["detect"]
+__all__ = ["backwards", "detect"]
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,24 @@ SCREENED = 2_000
 """Clips of a split that are scored, at most."""
 SHOWN = 20
 """Seconds of a clip on the page, at most."""
+BACKWARDS = 500
+"""Test clips played backwards, at most."""
 ALPHA = 0.05
 """False-alarm rate, where there are clips enough to calibrate it."""
+
+
+def backwards(
+    model: AudioEBM, material: Material, seconds: float | None = None
+) -> list[tuple[str, Tensor]]:
+    """Test clips, or their first seconds, played backwards: spectra, levels and lengths are those
+    of recordings. Each with a name, at the model's rate, as `detect` takes odd sounds.
+    """
+    out = []
+    for i in material.chosen_clips("test", BACKWARDS):
+        clip = material.clips["test"][i]
+        wave = material.wave("test", i, model.sample_rate, seconds).flip(0)
+        out.append((f"{clip.label} backwards ({clip.name})".lstrip(), wave))
+    return out
 
 
 def detect(

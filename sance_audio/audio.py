@@ -43,6 +43,8 @@ from sance_audio.files import write_whole
 
 PEAK = 0.999
 """No written sample exceeds this magnitude (full scale is 1)."""
+QUIETEST = 1e-8
+"""Largest magnitude below which a clip is silence, which no gain makes louder."""
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus"}
 
@@ -155,7 +157,7 @@ def window_starts(n: int, length: int) -> Iterator[int]:
 
 def gain(top: Tensor, peak: float) -> Tensor:
     """What a clip whose largest magnitude is `top` `()` is multiplied with to reach `peak`."""
-    return peak / top.clamp_min(1e-8)
+    return peak / top.clamp_min(QUIETEST)
 
 
 def find_audio(paths: list[str | Path]) -> list[Path]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["RunOptions", "Options", "Results", "parse", "options_from", "SMOKE", "FREE"]
+__all__ = [
+    "RunOptions",
+    "Options",
+    "LargeOptions",
+    "Results",
+    "parse",
+    "options_from",
+    "SMOKE",
+    "FREE",
+]
 
 import sys
 from collections.abc import Sequence
@@ -84,6 +93,20 @@ class Options(RunOptions):
             )
         if not self.sigma > 0:
             raise ValueError(f"--sigma must be positive, found {self.sigma}")
+
+
+@dataclass(frozen=True)
+class LargeOptions(Options):
+    """What a recipe of a corpus that takes days can be told besides."""
+
+    most: int = 0
+    """Clips of each label that are trained on, at most, and a fifth as many validated on and
+    judged; 0 for all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.most < 0:
+            raise ValueError(f"--most must be at least 0, found {self.most}")
 
 
 SMOKE: dict[str, Any] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sance_audio import LogMel, TrainConfig
-from sance_audio.anomalies import detect
+from sance_audio.anomalies import backwards, detect
 from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, fsdd
 from sance_audio.options import SMOKE, Options
@@ -68,14 +68,7 @@ def main(options: DigitOptions) -> None:
         model, classify(model, material, options), material, options
     )
     results["examples"] = examples(model, material, options, ours)
-    odd = [
-        (
-            f"{clip.label} backwards ({clip.name})",
-            material.wave("test", i, model.sample_rate).flip(0),
-        )
-        for i, clip in enumerate(material.clips["test"])
-    ]
-    results["anomalies"] = detect(model, material, options, odd)
+    results["anomalies"] = detect(model, material, options, backwards(model, material))
     conclude("fsdd", results, options)
 
 

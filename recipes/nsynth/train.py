@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Literal
 
 from sance_audio import LogMel, TrainConfig
-from sance_audio.anomalies import detect
+from sance_audio.anomalies import backwards, detect
 from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, nsynth
-from sance_audio.options import SMOKE, Options
+from sance_audio.options import SMOKE, LargeOptions
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
 from sance_audio.workflow import connect, fit, start
 
-BACKWARDS = 500
-"""Test notes played backwards, at most."""
-
 
 @dataclass(frozen=True)
-class NoteOptions(Options):
+class NoteOptions(LargeOptions):
     """Options of the recipe of musical notes."""
 
     run: Path = Path("runs/nsynth")
@@ -34,14 +31,6 @@ class NoteOptions(Options):
     """family: of the instrument. pitch: as MIDI counts, 060 is middle C. none: no labels."""
     source: Literal["acoustic", "electronic", "synthetic", "all"] = "acoustic"
     """How the instruments sound."""
-    most: int = 0
-    """Notes of each label that are trained on, at most, and a fifth as many validated on and
-    judged; 0 for all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.most < 0:
-            raise ValueError(f"--most must be at least 0, found {self.most}")
 
 
 PRESETS = {
@@ -72,7 +61,7 @@ PRESETS = {
 def corpus(options: NoteOptions) -> Corpus:
     sources = nsynth.SOURCES if options.source == "all" else (options.source,)
     every = nsynth.prepare(options.data, labels=options.labels, sources=sources)
-    return every.some(options.most) if options.most else every
+    return every.some(options.most)
 
 
 def main(options: NoteOptions) -> None:
@@ -90,13 +79,7 @@ def main(options: NoteOptions) -> None:
         model, classify(model, material, options), material, options
     )
     results["examples"] = examples(model, material, options, ours)
-    window = model.window / rate
-    odd = [
-        (f"{clip.label} backwards ({clip.name})".lstrip(), wave.flip(0))
-        for i in material.chosen_clips("test", BACKWARDS)
-        for clip in [material.clips["test"][i]]
-        for wave in [material.wave("test", i, rate, window)]
-    ]
+    odd = backwards(model, material, model.window / rate)
     results["anomalies"] = detect(model, material, options, odd)
     conclude("nsynth", results, options)
 

@@ -12,34 +12,23 @@ from pathlib import Path
 from typing import Literal
 
 from sance_audio import LogMel, TrainConfig
-from sance_audio.anomalies import detect
+from sance_audio.anomalies import backwards, detect
 from sance_audio.assessment import classify, evaluate, examples
 from sance_audio.datasets import Corpus, speech_commands
-from sance_audio.options import SMOKE, Options
+from sance_audio.options import SMOKE, LargeOptions
 from sance_audio.preparation import build, prepare
 from sance_audio.recipe import conclude, launch
 from sance_audio.workflow import connect, fit, start
 
-BACKWARDS = 500
-"""Test clips played backwards, at most."""
-
 
 @dataclass(frozen=True)
-class WordOptions(Options):
+class WordOptions(LargeOptions):
     """Options of the spoken words recipe."""
 
     run: Path = Path("runs/speech_commands")
     """Run folder. The same command again resumes."""
     words: Literal["digits", "all"] = "digits"
     """digits: the ten of SC09. all: every word, 35 in version 0.02."""
-    most: int = 0
-    """Clips of each word that are trained on, at most, and a fifth as many validated on and
-    judged; 0 for all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.most < 0:
-            raise ValueError(f"--most must be at least 0, found {self.most}")
 
 
 PRESETS = {
@@ -69,7 +58,7 @@ PRESETS = {
 def corpus(options: WordOptions) -> Corpus:
     digits = options.words == "digits"
     every = speech_commands.prepare(options.data, words=speech_commands.DIGITS if digits else None)
-    return every.some(options.most) if options.most else every
+    return every.some(options.most)
 
 
 def main(options: WordOptions) -> None:
@@ -87,12 +76,7 @@ def main(options: WordOptions) -> None:
         model, classify(model, material, options), material, options
     )
     results["examples"] = examples(model, material, options, ours)
-    odd = [
-        (f"{clip.label} backwards ({clip.name})", material.wave("test", i, rate).flip(0))
-        for i in material.chosen_clips("test", BACKWARDS)
-        for clip in [material.clips["test"][i]]
-    ]
-    results["anomalies"] = detect(model, material, options, odd)
+    results["anomalies"] = detect(model, material, options, backwards(model, material))
     conclude("speech_commands", results, options)
 
 

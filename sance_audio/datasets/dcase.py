@@ -4,13 +4,13 @@ to judge; 16 kHz, 6 to 18 s, one channel (2026: two, near and far, of which the 
 Layout: a machine is a folder with `train/` and `test/`, wherever it lies below the one given; the
 official place is `dcase20XXt2/{dev,eval}_data/raw/{machine}/`. Years differ in the names:
 
-    2020         {train,test}/{normal,anomaly}_id_NN_XXXXXXXX.wav
+    2020         {train,test}/{normal,anomaly}_id_NN_NNNNNNNN.wav
     2021         {train,source_test,target_test}/
                  section_NN_{source,target}_{train,test}_{normal,anomaly}_NNNN[_{attributes}].wav
     from 2022    {train,test}/ with names as of 2021, and attributes_NN.csv
     from 2025    supplemental/section_NN_*.wav too: the machine, or the noise, alone
 
-A clip of the evaluation set does not say its label: `id_NN_XXXXXXXX.wav` in 2020,
+A clip of the evaluation set does not say its label: `id_NN_NNNNNNNN.wav` in 2020,
 `section_NN_{source,target}_test_NNNN.wav` in 2021, `section_NN[_test]_NNNN.wav` from 2022; its
 split is "evaluation". The same clips with labels in their names, in `test_rename/`, are in "test".
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sance_audio.audio import QUIETEST
 from sance_audio.detection import EnergyDetector
 from sance_audio.detection.conformal import Calibration
 from sance_audio.detection.rows import LOWEST_RATE
@@ -24,8 +25,6 @@ from sance_audio.files import read_json, write_json, write_whole
 KIND = "sance_audio detector"
 VERSION = 1
 """Of the JSON file's format."""
-QUIETEST = 1e-8
-"""As in `audio.gain`."""
 
 
 class Exported(NamedTuple):

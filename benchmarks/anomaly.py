@@ -51,7 +51,7 @@ from sance_audio.datasets import corpus as corpora
 from sance_audio.datasets import esc50, fsdd, machines
 from sance_audio.experiments.costs import peak_mib
 from sance_audio.files import read_json, write_json
-from sance_audio.ranking import Case, auc, paired_auc, pauc
+from sance_audio.ranking import Case, auc, paired_auc, pauc, shown_gain
 
 TRAINED, JUDGED, TAKES = 16, 10, 6
 """Recordings of a machine that are trained on and judged, and clips of each."""
@@ -275,7 +275,7 @@ def table(title: str, summary: dict[str, Results], speed: dict[str, Results]) ->
     )
     for name, row in summary.items():
         less = row["less"]
-        difference = f"{less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]"
+        difference = shown_gain(less)
         line = f"{name:32}{row['auc']:7.3f}{row['pauc']:7.3f}   "
         line += f"{'' if name == first else difference:27}"
         if name in speed:

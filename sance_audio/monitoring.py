@@ -15,7 +15,6 @@ __all__ = [
     "cells",
     "conclude_by_section",
     "describe",
-    "interval",
     "sections",
 ]
 
@@ -32,6 +31,7 @@ from sance_audio.datasets.corpus import Clip
 from sance_audio.datasets.sections import DOMAINS, Listing, SectionClip
 from sance_audio.detection.domains import FEWEST
 from sance_audio.options import Results, RunOptions
+from sance_audio.ranking import shown_gain
 from sance_audio.screening import (
     ROWS,
     Judged,
@@ -235,7 +235,7 @@ def _row(machine: str, section: str, judged: Sequence[Judged], alpha: float | No
     flagged = None if alpha is None else false_alarms(judged, alpha)
     share = "-" if flagged is None else f"{100 * flagged:.1f} %"
     gain = found["ours_less_reference"] if found else None
-    return [machine, section, fitted, *cells(*values), interval(gain), share]
+    return [machine, section, fitted, *cells(*values), shown_gain(gain), share]
 
 
 def _untold(judged: Sequence[Judged]) -> list[str]:
@@ -253,10 +253,3 @@ def _untold(judged: Sequence[Judged]) -> list[str]:
 def cells(*values: float | None) -> list[str]:
     """Figures of a table; a dash for what is not known."""
     return ["-" if value is None else f"{value:.3f}" for value in values]
-
-
-def interval(gain: dict[str, float] | None) -> str:
-    """A difference and its interval; a dash for none."""
-    if gain is None:
-        return "-"
-    return f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"

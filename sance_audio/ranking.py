@@ -10,7 +10,7 @@ recording was drawn, and all its clips, in all tasks, are drawn together.
 
 from __future__ import annotations
 
-__all__ = ["Case", "auc", "paired_auc", "pauc"]
+__all__ = ["Case", "auc", "paired_auc", "pauc", "shown_gain"]
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -82,3 +82,14 @@ def _weighted(above: Array, odd: Array, weight: Array) -> float:
     w, v = weight[odd], weight[~odd]
     pairs = w.sum() * v.sum()
     return float(w @ above @ v / pairs) if pairs else float("nan")
+
+
+def shown_gain(gain: dict[str, float] | None) -> str:
+    """A difference and its interval, as `paired_auc` gives them; a dash for none.
+
+    >>> shown_gain({"value": 0.0214, "low": 0.01, "high": 0.0321}), shown_gain(None)
+    ('+0.021 [+0.010, +0.032]', '-')
+    """
+    if gain is None:
+        return "-"
+    return f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"

@@ -35,7 +35,7 @@ from sance_audio.detection import EnergyDetector
 from sance_audio.detection.domains import DOMAINS, FEWEST, DomainDetector
 from sance_audio.files import read_json, write_json
 from sance_audio.options import Results, RunOptions
-from sance_audio.ranking import Case, auc, paired_auc, pauc
+from sance_audio.ranking import Case, auc, paired_auc, pauc, shown_gain
 from sance_audio.scored_page import Beside, Scored, section, write
 
 ROWS = {"ours": True, "reference only": False}
@@ -328,8 +328,8 @@ def _said(
 ) -> Iterable[str]:
     if gain is not None:
         yield (
-            f"AUC of ours less reference only: {gain['value']:+.3f} [{gain['low']:+.3f}, "
-            f"{gain['high']:+.3f}], 95 % paired bootstrap over recordings."
+            f"AUC of ours less reference only: {shown_gain(gain)}, 95 % paired bootstrap over "
+            f"recordings."
         )
     if flagged is not None:
         yield f"Normal clips flagged at alpha = {alpha:g}: {100 * flagged:.1f} %."

@@ -19,9 +19,9 @@ import numpy as np
 from sance_audio.challenge import YEARS, Figures, Section, comparisons, figures, official, submit
 from sance_audio.datasets import dcase
 from sance_audio.datasets.sections import Listing, SectionClip
-from sance_audio.monitoring import SectionOptions, cells, describe, interval, sections
+from sance_audio.monitoring import SectionOptions, cells, describe, sections
 from sance_audio.options import Results
-from sance_audio.ranking import Case, paired_auc
+from sance_audio.ranking import Case, paired_auc, shown_gain
 from sance_audio.recipe import launch
 from sance_audio.screening import ROWS, Judged, conclude, is_judged, refuse_several
 from sance_audio.workflow import connect, start
@@ -135,7 +135,7 @@ def summary(
     def line(title: str, part: str, some: dict[str, list[Judged]], own: list[str]) -> list[str]:
         every = [one for ones in some.values() for one in ones]
         both = cells(*(score(row, some) for row in ROWS))
-        return [title, part, *own, *both, interval(gain(year, every, clips))]
+        return [title, part, *own, *both, shown_gain(gain(year, every, clips))]
 
     rows, none = [], ["-" for _ in ("normals", *names)]
     for machine, ones in machines.items():

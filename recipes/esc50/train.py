@@ -29,6 +29,7 @@ from sance_audio.datasets.corpus import Clip
 from sance_audio.datasets.esc50 import FoldClip
 from sance_audio.options import SMOKE, Options
 from sance_audio.preparation import build, prepare
+from sance_audio.ranking import shown_gain
 from sance_audio.screening import ROWS, Judged, Task, figures, judge, less
 from sance_audio.workflow import connect, fit, start
 
@@ -169,8 +170,7 @@ def sound(clip: Clip) -> tuple[np.ndarray, int]:
 def line(name: str, judged: Sequence[Judged]) -> list[str]:
     found, gain = figures(judged), less(judged)
     cells = [f"{found[row][what]:.3f}" for row in ROWS for what in ("auc", "pauc")]
-    interval = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-    return [name, *cells, interval]
+    return [name, *cells, shown_gain(gain)]
 
 
 if __name__ == "__main__":

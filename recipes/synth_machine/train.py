@@ -19,6 +19,7 @@ from sance_audio.datasets import machines
 from sance_audio.datasets.corpus import Clip
 from sance_audio.detection.conformal import needed
 from sance_audio.options import RunOptions
+from sance_audio.ranking import shown_gain
 from sance_audio.recipe import launch
 from sance_audio.screening import (
     ROWS,
@@ -126,8 +127,7 @@ def line(name: str, fault: str, judged: list[Judged], sort: str | None, alpha: f
     if sort is not None:
         return [name, fault, *cells, "-", "-"]
     gain, flagged = less(judged), false_alarms(judged, alpha)
-    interval = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-    return [name, fault, *cells, interval, f"{100 * (flagged or 0.0):.1f} %"]
+    return [name, fault, *cells, shown_gain(gain), f"{100 * (flagged or 0.0):.1f} %"]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def start(options: RunOptions, recipe: str, device: torch.device) -> None:
 def _claim(options: RunOptions, recipe: str, device: torch.device) -> None:
     """Make the run folder this run's, or find that it is."""
     run, config = options.run, options.run / "config.json"
-    settings = {"recipe": recipe, **json.loads(json.dumps(asdict(options), default=str))}
+    settings = {"recipe": recipe, **_plain(options)}
     data = getattr(options, "data", None)
     if data is not None:  # found again from wherever `evaluate` is called
         settings["data"] = str(data.resolve())
@@ -71,10 +72,11 @@ def _claim(options: RunOptions, recipe: str, device: torch.device) -> None:
         before = read_json(config)
         if not isinstance(before, dict) or before.get("recipe") != recipe:
             raise ValueError(f"--run {run}: holds a run of another recipe; name another folder")
+        usual = _plain(type(options)())  # of an option that the run is older than
         changed = [
-            f"{key}: {before.get(key)} -> {value}"
+            f"{key}: {before.get(key, usual.get(key))} -> {value}"
             for key, value in settings.items()
-            if key not in FREE and before.get(key) != value
+            if key not in FREE and before.get(key, usual.get(key)) != value
         ]
         if changed:
             raise ValueError(
@@ -93,6 +95,12 @@ def _claim(options: RunOptions, recipe: str, device: torch.device) -> None:
         "processes": processes.count(),
     }
     write_json(run / "environment.json", environment)
+
+
+def _plain(options: RunOptions) -> dict[str, Any]:
+    """Options as JSON has them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
+    return plain
 
 
 def _device(options: RunOptions) -> torch.device:

@@ -22,7 +22,9 @@ from sance_audio import cli
 from sance_audio.datasets import dcase, drums, fsdd, machines
 from sance_audio.files import read_jsonl
 from sance_audio.model import AudioEBM
+from sance_audio.options import options_from
 from sance_audio.recipe import load_recipe
+from sance_audio.workflow import connect, start
 
 RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/train.py"))
 TOYS = {"toy2d", "noise_interval"}
@@ -527,6 +529,27 @@ def test_fsdd_layout_and_splits(tmp_path):
     }
     assert len(corpus.problems) == 1
     assert "readme.txt" in corpus.problems[0]
+    spoken = fsdd.prepare(root, by="speaker")
+    assert (corpus.labels, spoken.labels) == (fsdd.LABELS, ("ann", "bob"))
+    assert [(c.name, c.split) for c in spoken.clips] == [(c.name, c.split) for c in corpus.clips]
+    assert {c.label for c in spoken.clips if "_ann_" in c.name} == {"ann"}
+    with pytest.raises(ValueError, match="by digit or by speaker"):
+        fsdd.prepare(root, by="loudness")
+
+
+def test_a_run_older_than_an_option_had_its_usual_value(tmp_path):
+    recipe, options = smoke_of("fsdd", tmp_path)
+    device = connect(options)
+    start(options, "fsdd", device)
+    config = options.run / "config.json"
+    older = json.loads(config.read_text())
+    assert older.pop("by") == "digit"
+    config.write_text(json.dumps(older))
+    assert options_from(older, recipe.PRESETS["cpu"]).by == "digit"
+    with pytest.raises(ValueError, match="by: digit -> speaker"):
+        start(replace(options, by="speaker"), "fsdd", device)
+    start(options, "fsdd", device)
+    assert json.loads(config.read_text())["by"] == "digit"
 
 
 def test_fsdd_real_corpus():

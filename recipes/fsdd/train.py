@@ -3,7 +3,8 @@
     python recipes/fsdd/train.py --data DIR --run runs/fsdd --preset cpu
 
 DIR holds `recordings/`; without --data the corpus is downloaded once into data/. Digits played
-backwards, which have the same spectra, levels and lengths, stand in for anomalies.
+backwards, which have the same spectra, levels and lengths, stand in for anomalies. The classes
+are the digits, or the speakers (--by speaker).
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class DigitOptions(Options):
 
     run: Path = Path("runs/fsdd")
     """Run folder. The same command again resumes."""
+    by: fsdd.By = "digit"
+    """Classes: what is said, or who says it. Speakers take more --components each, such as 8."""
 
 
 PRESETS = {
@@ -49,7 +52,7 @@ PRESETS = {
 
 
 def corpus(options: DigitOptions) -> Corpus:
-    return fsdd.prepare(options.data)
+    return fsdd.prepare(options.data, by=options.by)
 
 
 def main(options: DigitOptions) -> None:

@@ -8,10 +8,11 @@ Licence: CC BY-SA 4.0. Source: https://github.com/Jakobovski/free-spoken-digit-d
 
 from __future__ import annotations
 
-__all__ = ["prepare", "LABELS", "SAMPLE_RATE"]
+__all__ = ["prepare", "By", "LABELS", "SAMPLE_RATE"]
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from sance_audio import processes
 from sance_audio.datasets.archives import fetch
@@ -21,6 +22,8 @@ from sance_audio.datasets.layout import wrong_shape
 SAMPLE_RATE = 8000
 LICENCE = "CC BY-SA 4.0"
 LABELS = tuple("0123456789")
+By = Literal["digit", "speaker"]
+"""What clips are labelled by: what is said, or who says it."""
 ARCHIVE = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
 CHECKSUM = None
 """Of the archive. Not verified: it could not be fetched where this was written, and none is
@@ -30,16 +33,21 @@ CLIPS = 3000
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")
 
 
-def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpus:
-    """List the corpus.
+def prepare(
+    root: str | Path | None = None, cache: str | Path = "data", by: By = "digit"
+) -> Corpus:
+    """List the corpus. The clips, their order and their splits are the same however labelled.
 
     Arguments:
         root: A folder with `recordings/`. None downloads the corpus once into `cache`.
         cache: Where downloads are kept.
+        by: Labels: the ten digits, or the speakers that are there, in alphabetical order.
 
     Raises:
-        ValueError: no such folder, or no recordings in it.
+        ValueError: no such folder, or no recordings in it; another kind of label.
     """
+    if by not in ("digit", "speaker"):
+        raise ValueError(f"clips are labelled by digit or by speaker, found {by!r}")
     root = _download(Path(cache)) if root is None else Path(root)
     folder = root / "recordings"
     if not folder.is_dir():
@@ -56,12 +64,14 @@ def prepare(root: str | Path | None = None, cache: str | Path = "data") -> Corpu
         if match is None:
             problems.append(f"{path}: not named as a recording of this corpus; left out")
             continue
-        digit, _speaker, index = match.groups()
+        digit, speaker, index = match.groups()
         split = "test" if int(index) < 5 else "valid" if int(index) < 10 else "train"
-        clips.append(Clip(f"recordings/{path.name}", digit, split, FileSource(path)))
+        label = digit if by == "digit" else speaker
+        clips.append(Clip(f"recordings/{path.name}", label, split, FileSource(path)))
     if not clips:
         raise ValueError(f"{folder}: holds no file named {{digit}}_{{speaker}}_{{index}}.wav")
-    return Corpus("fsdd", LICENCE, clips, LABELS, problems, rate=SAMPLE_RATE)
+    labels = LABELS if by == "digit" else tuple(sorted({clip.label for clip in clips}))
+    return Corpus("fsdd", LICENCE, clips, labels, problems, rate=SAMPLE_RATE)
 
 
 def _download(cache: Path) -> Path:

@@ -16,7 +16,7 @@ LAYERS = {
     2: "options pretrained generation restoration inversion pictures noise health diagnostics "
     "datasets",
     3: "model resynthesis toys challenge",
-    4: "state evaluation trackers tuning",
+    4: "state evaluation trackers tuning composition",
     5: "checkpoint report",
     6: "training preparation",
     7: "workflow assessment normals",

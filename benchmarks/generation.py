@@ -73,6 +73,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 """What is not as each rival has it by default. The defaults are for one core, chosen on validation
 clips; the sizes for a GPU are the larger ones of the papers, and were not tuned.
 """
+SILENT = -20.0
+"""A standardised log-mel below the floor."""
 REAL = 2000
 """Real clips that are judged, at most."""
 WORD = {"test": "test", "valid": "validation"}
@@ -101,7 +103,9 @@ def train_job(folder: Path, s: Results) -> Results:
 
 
 def draw_job(folder: Path, s: Results) -> Results:
-    """Draw clips from a trained generator and save their log-mels; the seconds that it took."""
+    """Draw clips from a trained generator and save their log-mels: the seconds that it took, and
+    how many had values that are not finite and were made silent.
+    """
     trained, device = folder.parent / s["maker"], torch.device(s["device"])
     if s["maker"] == "ours":
         model = generation_ours.load(trained, device)
@@ -112,8 +116,11 @@ def draw_job(folder: Path, s: Results) -> Results:
         peer = RIVALS[s["maker"]](shape, n_classes, **s["size"]).to(device).eval()
         peer.load_state_dict(tensors)
         drawn = _timed(lambda y: peer.draw(y, s["seed"]), s)
-    save_weights(folder / "clips.safetensors", "clips", {}, {"x": drawn[0]})
-    return {"seconds": drawn[1]}
+    clips, seconds = drawn
+    broken = ~clips.flatten(1).isfinite().all(1)
+    clips[broken] = SILENT
+    save_weights(folder / "clips.safetensors", "clips", {}, {"x": clips})
+    return {"seconds": seconds, "broken": int(broken.sum())}
 
 
 def _timed(draw: Callable[[Tensor], Tensor], s: Results) -> tuple[Tensor, float]:
@@ -170,6 +177,7 @@ def compare(o: argparse.Namespace) -> Results:
     for name in o.only:
         row, seconds = out["table"][name], drawn[name]["seconds"]
         row |= {k: trained[name][k] for k in ("steps", "trained", "stored")}
+        row["broken"] = drawn[name]["broken"]
         row["minutes"] = trained[name]["seconds"] / 60
         row["seconds_per_1000"] = 1000 * seconds / o.num
         row["real_time_factor"] = seconds / (o.num * model.window / model.sample_rate)

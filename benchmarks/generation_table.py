@@ -89,6 +89,9 @@ def show(results: Results) -> None:
     heads += ["prec.", "recall", "nearest", "s/1000", "RTF"]
     rows = {name: _cells(row) for name, row in results["table"].items()}
     _print({"": heads, **rows})
+    for name, row in results["table"].items():
+        if row.get("broken"):
+            print(f"{name}: {row['broken']} clips were not finite, and made silent")
     if results["less"]:
         print()
         less = {name: _less(row) for name, row in results["less"].items()}

@@ -214,13 +214,14 @@ def test_rows_and_differences(bench, capsys, monkeypatch):
     assert found["table"]["ours"]["nearest"] == 1
     about = {"minutes": 1.0, "device": "cpu", "seed": 0}
     made_by = {"trained": 1, "stored": 2, "minutes": 1.0, "steps": 3}
-    made_by |= {"seconds_per_1000": 4.0, "real_time_factor": 0.5}
+    made_by |= {"broken": 2, "seconds_per_1000": 4.0, "real_time_factor": 0.5}
     found["table"]["ours"] |= made_by
     json.dumps(found)
     tables.show(found | about)
     printed = capsys.readouterr().out
     assert "KID x1000" in printed
     assert "ours less" in printed
+    assert "ours: 2 clips were not finite" in printed
     assert np.isfinite(found["table"]["noisy"]["kid"]["value"])
 
 
@@ -246,10 +247,32 @@ def test_jobs_train_once_and_draw(bench, tmp_path, monkeypatch):
     trained, drawn = bench.made(o, given_of(tmp_path))
     assert started == [str(tmp_path / name) for name in ("ours", "pcd", "ours-12", "pcd-12")]
     assert trained["pcd"]["steps"] == trained["ours"]["steps"] == 2
-    assert all(row["seconds"] > 0 for row in drawn.values())
+    assert all(row["seconds"] > 0 and row["broken"] == 0 for row in drawn.values())
     for name in o.only:
         clips = bench.load_weights(tmp_path / f"{name}-12" / "clips.safetensors", "clips")[1]["x"]
         assert clips.shape == (12, 1, *SHAPE)
+
+
+def test_clips_that_are_not_finite_are_silent_and_counted(bench, tmp_path, monkeypatch):
+    class Broken(bench.Persistent):
+        def draw(self, y, seed):
+            x = super().draw(y, seed)
+            x[3] = math.nan
+            return x
+
+    pytest.importorskip("ebm", reason="needs pip install 'sance-audio[bench]'")
+    monkeypatch.setattr(bench, "RIVALS", {"pcd": Broken})
+    for name in ("pcd", "pcd-12"):
+        (tmp_path / name).mkdir()
+    about = {"shape": list(SHAPE), "n_classes": CLASSES}
+    peer = made(bench, "pcd")
+    bench.save_weights(tmp_path / "pcd/model.safetensors", "pcd", about, peer.state_dict())
+    job = {"maker": "pcd", "device": "cpu", "seed": 0, "num": 12, "size": SMALL["pcd"]}
+    done = bench.draw_job(tmp_path / "pcd-12", job | {"n_classes": CLASSES})
+    assert done["broken"] == 1
+    x = bench.load_weights(tmp_path / "pcd-12/clips.safetensors", "clips")[1]["x"]
+    assert (x[3] == bench.SILENT).all()
+    assert (x[[0, 1, 2, 4]] > bench.SILENT).all()
 
 
 def test_an_unknown_generator_is_named(bench, capsys):

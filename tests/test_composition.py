@@ -1,14 +1,20 @@
 """Sums of energies: the product of Gaussians against dense algebra, and what a sum draws."""
 
+import sys
+from dataclasses import replace
+
 import pytest
+import soundfile
 import torch
-from conftest import random_reference, small_model
+from conftest import ROOT, random_reference, small_model
+from test_recipes import fsdd_tree
 from torch import Tensor
 
-from sance_audio import AudioEBM
+from sance_audio import AudioEBM, cli
 from sance_audio.composition import ComposedEnergy, compose, draw, product
 from sance_audio.energy import ReferencedEnergy, Sum
 from sance_audio.gaussian import ComponentGaussian
+from sance_audio.recipe import load_recipe
 from sance_audio.reference import GaussianReference
 
 CELLS = 256
@@ -171,3 +177,49 @@ def test_what_does_not_go_together_is_refused():
     ):
         with pytest.raises(ValueError, match=words):
             compose(parts, n, **how)
+
+
+def test_generate_with_another_run_writes_clips_of_both(tmp_path, capsys):
+    small_model().save_pretrained(tmp_path / "first")
+    other_model(trained=True).save_pretrained(tmp_path / "second")
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    command = ["generate", first, "--label", "b", "--num", "2", "--out", str(tmp_path / "clips")]
+    cli.main([*command, "--with", f"{second}:y", "--with", f"{first}:b"])
+    assert "2 clips of 0.24 s" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "clips").iterdir())
+    assert names == ["0000_b_y_b.wav", "0001_b_y_b.wav"]
+    parts = [
+        (AudioEBM.from_pretrained(run), y) for run, y in ((first, 1), (second, 1), (first, 1))
+    ]
+    expected = compose(parts, 2, torch.Generator().manual_seed(0))[1]
+    wave, _ = soundfile.read(tmp_path / "clips" / names[1], dtype="float32")
+    expected = expected * min(1.0, 0.999 / float(expected.abs().max()))
+    assert torch.allclose(torch.from_numpy(wave), expected, atol=1e-3)
+    for arguments, words in (
+        ([*command, "--with", second], "expected RUN:LABEL"),
+        ([*command, "--with", f"{second}:z"], "label 'z': the model knows x, y"),
+        (["generate", first, "--with", f"{second}:y"], "--with needs --label"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_composition_benchmark_judges_pairs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from benchmarks import composition as bench
+
+    recipe, data = load_recipe("fsdd"), fsdd_tree(tmp_path / "data")
+    runs = {by: tmp_path / by for by in ("digit", "speaker")}
+    for by, run in runs.items():
+        recipe.main(replace(recipe.PRESETS["smoke"], run=run, data=data, by=by))
+    monkeypatch.setattr(bench, "PAIR", ("7", "bob"))
+    monkeypatch.setattr(bench, "PAIR_CLIPS", 3)
+    capsys.readouterr()
+    bench.main(runs["digit"], runs["speaker"], data, 20, 0, None)
+    printed = capsys.readouterr().out
+    for row in ("real test clips", "speaker energy alone", "sum of energies", "7 + bob, sum of"):
+        assert row in printed
+    with pytest.raises(ValueError, match="expected a speaker"):
+        bench.side(runs["digit"], data, "speaker")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Generate:
     """Below 1: likelier and less varied clips; the model's own when left out."""
     reference_only: bool = False
     """Leave the network out: exact samples of the Gaussian reference."""
+    others: Annotated[UseAppendAction[tuple[str, ...]], arg(name="with")] = ()
+    """RUN:LABEL: a class of another run on the same log-mels. Clips are of both, or of all: drawn
+    from the mean of the runs' energies."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ def generate(args: Generate) -> None:
         raise ValueError(f"--num must be at least 1, found {args.num}")
     model = AudioEBM.from_pretrained(args.run)
     label = _class(model.labels, args.label)
+    if args.others:
+        _compose(args, model)
+        return
     waves = model.generate(
         args.num,
         _seeded(args.seed),
@@ -97,6 +103,32 @@ def generate(args: Generate) -> None:
     )
     names = write_clips(model, waves, model.classes(args.num, label), args.out)
     print(f"{len(names)} clips of {model.window / model.sample_rate:.2f} s in {args.out}/")
+
+
+def _compose(args: Generate, model: Any) -> None:
+    """Clips of a class of each run, named by all of them."""
+    from sance_audio import audio
+    from sance_audio.composition import compose
+    from sance_audio.model import AudioEBM
+
+    if args.label is None:
+        raise ValueError("--with needs --label: the class of the first run")
+    parts = [(model, args.label)]
+    for other in args.others:
+        run, colon, label = other.rpartition(":")
+        if not (run and colon and label):
+            raise ValueError(f"--with {other}: expected RUN:LABEL")
+        parts.append((AudioEBM.from_pretrained(run), label))
+    tau = model.sampling_temperature if args.temperature is None else args.temperature
+    if not tau > 0:
+        raise ValueError(f"--temperature must be positive, found {tau}")
+    how: Any = {"steps": args.steps, "reference_only": args.reference_only}
+    how["weights"] = [1 / (len(parts) * tau)] * len(parts)
+    waves = compose(parts, args.num, _seeded(args.seed), **how)
+    name = "_".join(audio.file_label(label) for _, label in parts)
+    for i, wave in enumerate(waves):
+        audio.write(args.out / f"{i:04d}_{name}.wav", wave, model.sample_rate)
+    print(f"{len(waves)} clips of {model.window / model.sample_rate:.2f} s in {args.out}/")
 
 
 def restore(args: Restore) -> None:

@@ -70,7 +70,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "pcd": {"channels": [64, 128, 256], "depth": [2, 2], "per_class": 8, "slots": 200},
     },
 }
-"""What is not as each rival has it by default. The defaults are for one core, chosen on validation
+"""What is not as each rival has it by default. Defaults are for one core, chosen on validation
 clips; the sizes for a GPU are the larger ones of the papers, and were not tuned.
 """
 SILENT = -20.0

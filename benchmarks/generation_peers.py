@@ -8,7 +8,8 @@ x are standardised log-mels. Learning rates follow the clock: full for half of t
 linearly to zero. Weights averaged over the training are drawn from. Here are the clock, what the
 peers share, and the diffusion model; the others stand in `generation_gan` and `generation_pcd`.
 Defaults are for one core; they were chosen by the KID of 200 clips to validation clips, after two
-to four minutes of training, of two or three settings each.
+to four minutes of training: of three of the diffusion model, four of contrastive divergence. Of
+SpecGAN's, the paper's rate doubled for short runs, a second was not trained as far: no choice.
 
 References:
     Denoising diffusion probabilistic models (Ho et al., 2020), by `diffusers`

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sance_audio import AudioEBM, evaluation, metrics
-from sance_audio.assessment import Judge, analyse, classify
+from sance_audio.assessment import analyse, classify
 from sance_audio.composition import compose, draw
 from sance_audio.files import read_json
 from sance_audio.options import options_from
@@ -42,7 +42,7 @@ class Side:
 
     model: AudioEBM
     material: Material
-    judge: Judge
+    classifier: evaluation.Classifier
 
 
 def side(run: Path, data: Path, by: str) -> Side:
@@ -59,7 +59,7 @@ def side(run: Path, data: Path, by: str) -> Side:
     model = AudioEBM.from_pretrained(run)
     corpus = recipe.corpus(options)
     material = prepare(corpus, model.features, options, frames=model.frames, fitted=True)
-    return Side(model, material, classify(model, material, options))
+    return Side(model, material, classify(model, material, options).classifier)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Judged:
 def judged(sides: Sequence[Side], x: Tensor, wanted: Tensor) -> Judged:
     """Log-mels `(n, 1, M, T)` of sounds, meant as digits and speakers `(n, 2)`."""
     described = [
-        evaluation.describe(one.judge.classifier, x, y)
+        evaluation.describe(one.classifier, x, y)
         for one, y in zip(sides, wanted.unbind(1), strict=True)
     ]
     return Judged(*described)
@@ -128,18 +128,20 @@ def main(
         sets[name] = judged(sides, analyse(model, waves()), wanted)
     x, _ = first.material.some("train", 2500)
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))]
-    real = evaluation.describe(first.judge.classifier, x)
+    real = evaluation.describe(first.classifier, x)
     equal = min(num, len(test), len(x))
     print(f"{'clips':24}{'n':>5}   {'digit':20}{'speaker':20}{'both':20}{'FID':>5}   KID x1000")
     for name, found in sets.items():
-        print(f"{name:24}{len(found.right):5}   {described(found, real, first.judge, equal)}")
+        print(f"{name:24}{len(found.right):5}   {described(found, real, model.labels, equal)}")
     difference(sets["sum of energies"], sets["sum, references only"], real)
     named(sides, seed, weights)
     print(f"FID and KID at {equal} clips; {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
-def described(found: Judged, real: evaluation.Described, judge: Judge, equal: int) -> str:
-    row = evaluation.row(found.digit, real, judge.kinds, equal)
+def described(
+    found: Judged, real: evaluation.Described, kinds: tuple[str, ...], equal: int
+) -> str:
+    row = evaluation.row(found.digit, real, kinds, equal)
     kid = {key: 1000 * value for key, value in row["kid"].items()}
     shares = "".join(f"{share(right):20}" for right in found.right.T)
     return f"{shares}{row['fid']:5.2f}   {kid['value']:.0f} [{kid['low']:.0f}, {kid['high']:.0f}]"

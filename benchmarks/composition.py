@@ -130,7 +130,7 @@ def main(
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))]
     real = evaluation.describe(first.classifier, x)
     equal = min(num, len(test), len(x))
-    print(f"{'clips':24}{'n':>5}   {'digit':20}{'speaker':20}{'both':20}{'FID':>5}   KID x1000")
+    print(f"{'clips':24}{'n':>5}   {'digit':22}{'speaker':22}{'both':22}{'FID':>5}   KID x1000")
     for name, found in sets.items():
         print(f"{name:24}{len(found.right):5}   {described(found, real, model.labels, equal)}")
     difference(sets["sum of energies"], sets["sum, references only"], real)
@@ -143,7 +143,7 @@ def described(
 ) -> str:
     row = evaluation.row(found.digit, real, kinds, equal)
     kid = {key: 1000 * value for key, value in row["kid"].items()}
-    shares = "".join(f"{share(right):20}" for right in found.right.T)
+    shares = "".join(f"{share(right):22}" for right in found.right.T)
     return f"{shares}{row['fid']:5.2f}   {kid['value']:.0f} [{kid['low']:.0f}, {kid['high']:.0f}]"
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["classify", "Generated", "generate", "analyse", "write_clips", "evaluate", "examples"]
+__all__ = [
+    "Generated",
+    "Made",
+    "analyse",
+    "classify",
+    "evaluate",
+    "examples",
+    "generate",
+    "make",
+    "write_clips",
+]
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,79 +26,20 @@ from torch import Tensor
 
 from sance_audio import audio, evaluation, metrics
 from sance_audio.files import write_json
+from sance_audio.judges import Judge, classify, judged_in
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options, Results
 from sance_audio.preparation import Material
 from sance_audio.report.nearest import blocks, flat, nearest
-from sance_audio.weights import WeightsError, load_weights, save_weights
 
-TAUGHT, COMPARED, TESTED = 10_000, 2_500, 2_000
-"""Rows, at most: of training clips that the classifier learns from, of training clips that others
-are compared with, of test clips.
-"""
+COMPARED, TESTED = 2_500, 2_000
+"""Rows, at most: of training clips that others are compared with, of test clips."""
 FEW = 640
 """Clips (ten for each of the 64 features) below which KID, unbiased, is the figure to read."""
-CLASSIFIER_SEED = 0
-"""One for all runs, whatever theirs, so that their figures compare."""
 COPIES = 200
 """Training clips that show what copies would look like."""
 PAIRS = 3
 """Generated clips nearest to a training clip, written beside it."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The evaluating classifier of a run."""
-
-    classifier: evaluation.Classifier
-    kinds: tuple[str, ...]
-    """What it tells apart: the labels, or clusters of the training clips where there are none."""
-    sha256: str
-    """Of its file: the same hash, the same judge."""
-
-
-def classify(model: AudioEBM, material: Material, options: Options) -> Judge:
-    """The judge of a run: trained on the training clips once, and kept in the run folder.
-
-    An unlabelled model's clips have no classes; its classifier learns to tell clusters of them
-    apart, which gives features to compare sets of clips in.
-
-    Raises:
-        WeightsError: the file in the run is no classifier of this model.
-    """
-    path = options.run / "classifier.safetensors"
-    if not path.exists():
-        x, rows = material.some("train", TAUGHT)
-        y = material.y["train"][rows] if model.labels else _kinds(x)
-        kinds = model.labels or tuple(f"kind {k + 1}" for k in range(int(y.max()) + 1))
-        epochs = options.classifier_epochs
-        trained = evaluation.train_classifier(
-            x, y, len(kinds), epochs=epochs, seed=CLASSIFIER_SEED
-        )
-        about = {"classifier": trained.settings, "kinds": kinds, "epochs": epochs}
-        save_weights(path, "classifier", about, trained.state_dict())
-    settings, tensors = load_weights(path, "classifier")
-    kinds = tuple(settings.get("kinds", model.labels))
-    try:
-        classifier = evaluation.Classifier(**settings["classifier"])
-        classifier.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a classifier of this version ({error})") from error
-    if model.labels and kinds != model.labels:
-        raise WeightsError(f"{path}: tells {', '.join(kinds)} apart, not the model's labels")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Judge(classifier.eval(), kinds, digest)
-
-
-def _kinds(x: Tensor) -> Tensor:
-    """Clusters `(N,)` of log-mels `(N, 1, M, T)`, by each band's mean and deviation over time."""
-    from sklearn.cluster import KMeans
-    from sklearn.preprocessing import StandardScaler
-
-    bands = torch.cat([x.mean(3), x.std(3)], 2).squeeze(1).cpu().numpy()
-    k = max(2, min(10, len(x) // 20))
-    found = KMeans(k, n_init=4, random_state=0).fit_predict(StandardScaler().fit_transform(bands))
-    return torch.from_numpy(found).long()
 
 
 @dataclass
@@ -105,11 +55,13 @@ class Generated:
     """That generating them took."""
 
 
-def generate(model: AudioEBM, n: int, seed: int, *, reference_only: bool = False) -> Generated:
-    """n clips in balanced classes, and their sounds analysed again."""
+def generate(model: AudioEBM, n: int, seed: int, **how: Any) -> Generated:
+    """n clips in balanced classes, and their sounds analysed again; `how` as of
+    `AudioEBM.generate`.
+    """
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    waves = model.generate(n, generator, reference_only=reference_only)
+    waves = model.generate(n, generator, **how)
     seconds = time.perf_counter() - began
     return Generated(waves, model.classes(n), analyse(model, waves), seconds)
 
@@ -133,20 +85,50 @@ def write_clips(model: AudioEBM, waves: Tensor, classes: Sequence[int], folder: 
     return names
 
 
+@dataclass
+class Made:
+    """Clips that a table is made of."""
+
+    ours: Generated
+    alone: Generated
+    """Of the reference only."""
+    truncated: Generated | None
+    """Of the reference, truncated as ours are; None where those are not."""
+    x_test: Tensor
+    """`(n, 1, M, T)`: log-mels of test clips."""
+    rows: Tensor
+    """`(n,)`: which of the test rows they are."""
+    again: Tensor
+    """`(n, 1, M, T)`: the same through inversion."""
+
+
+def make(model: AudioEBM, material: Material, options: Options) -> Made:
+    """Generate what `evaluate` judges."""
+    n, seed = options.evaluate, options.seed
+    truncated = None
+    if model.label_network is not None and model.truncation:
+        how: Any = {"reference_only": True, "truncation": model.truncation}
+        truncated = generate(model, n, seed, **how)
+    x_test, rows = _shuffled(material, "test", TESTED, seed=0)
+    again = analyse(model, model.invert(x_test.to(model.device)))
+    alone = generate(model, n, seed, reference_only=True)
+    return Made(generate(model, n, seed), alone, truncated, x_test, rows, again)
+
+
 def evaluate(
-    model: AudioEBM, judge: Judge, material: Material, options: Options
+    model: AudioEBM, judge: Judge, material: Material, options: Options, made: Made | None = None
 ) -> tuple[Results, Generated]:
     """The table: real test clips, the same through inversion, the reference alone, the model; and
     what it shows. Written to `evaluation.json`, with the closest pairs as WAVs in `evaluation/`.
 
+    Arguments:
+        made: The clips to judge, where they are there already.
+
     Returns:
         The results, and the clips that the model made.
     """
-    n = options.evaluate
-    ours = generate(model, n, options.seed)
-    alone = generate(model, n, options.seed, reference_only=True)
-    x_test, rows = _shuffled(material, "test", TESTED, seed=0)
-    again = analyse(model, model.invert(x_test.to(model.device)))
+    made = make(model, material, options) if made is None else made
+    ours, again, rows = made.ours, made.again, made.rows
 
     def described(x: Tensor, y: Tensor, owner: Tensor | None = None) -> evaluation.Described:
         labels = y if model.labels else None
@@ -157,24 +139,28 @@ def evaluate(
     real = described(x_real, material.y["train"][real_rows], material.owner["train"][real_rows])
     y_test, owner = material.y["test"][rows], material.owner["test"][rows]
     sets = {
-        "real test clips": described(x_test, y_test, owner),
+        "real test clips": described(made.x_test, y_test, owner),
         "real through inversion": described(again, y_test, owner),
-        "reference only": described(alone.x, torch.tensor(alone.classes)),
-        "ours": described(ours.x, torch.tensor(ours.classes)),
     }
-    n_equal = min(n, len(rows), len(x_real))
-    judged_by = {"sha256": judge.sha256, "seed": CLASSIFIER_SEED, "kinds": judge.kinds}
+    others = {"reference only": made.alone, "reference, truncated": made.truncated, "ours": ours}
+    sets |= {k: described(g.x, torch.tensor(g.classes)) for k, g in others.items() if g}
+    differences = _differences(sets["ours"], sets["reference only"], real)
+    if made.truncated is not None:
+        fair = _differences(sets["ours"], sets["reference, truncated"], real)
+        differences |= {f"{what}, truncated": found for what, found in fair.items()}
+    n_equal = min(len(ours.waves), len(rows), len(x_real))
+    judged_by = {"sha256": judge.sha256, "seed": judge.seed, "kinds": judge.kinds}
     results = {
         "table": {k: evaluation.row(s, real, judge.kinds, n_equal) for k, s in sets.items()},
         "n_equal": n_equal,
         "headline": "kid" if n_equal < FEW else "fid",
         "classifier": judged_by,
         "seed": options.seed,
-        "differences": _differences(sets["ours"], sets["reference only"], real),
+        "differences": differences,
         "memorisation": _memorisation(model, material, options.run, judge, ours, again, real),
         "generation": _levels(model, ours),
     }
-    write_json(options.run / "evaluation.json", results)
+    write_json(options.run / judged_in(judge.seed), results)
     return results, ours
 
 

@@ -27,6 +27,7 @@ from sance_audio.chunks import chunk_size, chunked
 from sance_audio.energy import EnergyModel, LogProb, ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
+from sance_audio.labels import LabelNetwork, truncated
 from sance_audio.networks import ResidualEnergy, spread
 from sance_audio.samplers import Compute, clip_seeds
 
@@ -46,11 +47,15 @@ class AudioEBM(EnergyModel):
         cap: Its cap.
         steps: Langevin steps of a generated clip, from the reference.
         sampling_temperature: Of generated clips: below 1, likelier and less varied ones.
+        truncation: Share of recordings less surely recognised than generated clips are (`labels`);
+            0 keeps every clip.
         silence: Cells this close to the log floor, in nats, are inverted as silence.
         n_iter: Iterations of the inversion.
     """
 
     jitter: Tensor
+    sureness: Tensor
+    """log q(y | x) of held-out recordings, ascending; empty without a label network."""
     compute: Compute
     """How Langevin steps are computed, as measured (`tuning`); saved and loaded."""
 
@@ -69,12 +74,15 @@ class AudioEBM(EnergyModel):
         silence: float = 0.3,
         n_iter: int = 32,
         sampling_temperature: float = 1.0,
+        truncation: float = 0.0,
     ):
         super().__init__(energy, sigma)
         self.features, self.labels = features, tuple(labels)
         self.frames, self.peak = frames, peak
         self.step_size, self.cap, self.steps, self.silence = step_size, cap, steps, silence
-        self.sampling_temperature = sampling_temperature
+        self.sampling_temperature, self.truncation = sampling_temperature, truncation
+        self.label_network: LabelNetwork | None = None
+        self.register_buffer("sureness", torch.empty(0))
         self.inverter = GriffinLim(features, n_iter)
         self.compute = Compute()
         if labels and len(labels) != self.reference.n_classes:
@@ -192,14 +200,41 @@ class AudioEBM(EnergyModel):
         self, classes: Sequence[int], seeds: Sequence[int], steps: int | None = None, **how: Any
     ) -> tuple[Tensor, Tensor]:
         """Cleaned log-mels `(B, 1, M, T)` of the given classes and their components `(B,)`: exact
-        samples of the reference, moved by Langevin dynamics. Arguments as of `generation.draw`;
-        steps and temperature are the model's own when None, the reference's is 1.
+        samples of the reference, moved by Langevin dynamics, and drawn anew where they are not
+        recognised surely enough. Arguments as of `generation.draw`, and `truncation`; what is None
+        is the model's own, for the reference alone temperature 1 and no truncation.
+
+        Raises:
+            ValueError: a truncation outside [0, 1), or of a model that cannot recognise labels.
         """
-        own = 1.0 if how.get("reference_only") else self.sampling_temperature
+        alone = how.get("reference_only", False)
+        least = self._least(how.pop("truncation", None), alone)
+        own = 1.0 if alone else self.sampling_temperature
         how["temperature"] = own if how.get("temperature") is None else how["temperature"]
         how |= {"steps": self.steps if steps is None else steps, "compute": self.compute}
         how |= {"step_size": self.step_size, "cap": self.cap}
-        return generation.draw(self, classes, seeds, **how)
+
+        def draw(classes: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+            return generation.draw(self, classes, seeds, **how)
+
+        if least is None or self.label_network is None:
+            return draw(classes, seeds)
+        size = chunk_size(self.device)
+        return truncated(draw, self.label_network, classes, seeds, least, size)
+
+    def _least(self, share: float | None, alone: bool) -> float | None:
+        """The least log q(y | x) of a clip that is kept; None where all are."""
+        asked = share is not None
+        share = (0.0 if alone else self.truncation) if share is None else share
+        if not 0 <= share < 1:
+            raise ValueError(f"the truncation is a share from 0 to less than 1, found {share}")
+        if self.label_network is None and asked and share > 0:
+            raise ValueError(
+                "this model has no label network to truncate by: train with --truncation"
+            )
+        if share == 0 or self.label_network is None:
+            return None
+        return float(self.sureness.quantile(share))
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Log-mels `(B, 1, M, T)` to waveforms `(B, window)`; first phases seeded per clip."""
@@ -227,6 +262,7 @@ class AudioEBM(EnergyModel):
         *,
         steps: int | None = None,
         temperature: float | None = None,
+        truncation: float | None = None,
         reference_only: bool = False,
     ) -> Tensor:
         """New clips `(n, window)` at the model's sample rate, classes in balanced turn unless
@@ -238,7 +274,8 @@ class AudioEBM(EnergyModel):
         if n < 1:
             raise ValueError(f"the number of clips must be at least 1, found {n}")
         seeds = clip_seeds(generator, n)
-        how: Any = {"temperature": temperature, "reference_only": reference_only}
+        how: Any = {"temperature": temperature, "truncation": truncation}
+        how["reference_only"] = reference_only
         x, _ = self.draw(self.classes(n, label), seeds, steps, **how)
         return self.invert(x, seeds)
 

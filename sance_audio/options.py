@@ -70,6 +70,11 @@ class Options(RunOptions):
     """Langevin steps of a generated clip."""
     sampling_temperature: float = 1.0
     """Of generated clips: below 1, likelier and less varied ones."""
+    truncation: float = 0.0
+    """Share of held-out recordings that are less surely recognised than a generated clip must be,
+    by a small network that learns the labels too; 0 keeps every clip."""
+    label_epochs: int = 8
+    """Passes of that network over the training clips."""
     annealing: int = 100
     """Temperatures of the estimate of log Z."""
     classifier_epochs: int = 12
@@ -84,12 +89,17 @@ class Options(RunOptions):
     def __post_init__(self) -> None:
         least = {"seed": 0, "frames": 16, "components": 1, "rank": 1, "generation_steps": 0}
         least |= {"annealing": 1, "classifier_epochs": 1, "evaluate": 2, "clips": 1}
+        least |= {"label_epochs": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"--{name} must be at least {value}, found {getattr(self, name)}")
         if not self.sampling_temperature > 0:
             raise ValueError(
                 f"--sampling-temperature must be positive, found {self.sampling_temperature}"
+            )
+        if not 0 <= self.truncation < 1:
+            raise ValueError(
+                f"--truncation is a share from 0 to less than 1, found {self.truncation}"
             )
         if not self.sigma > 0:
             raise ValueError(f"--sigma must be positive, found {self.sigma}")
@@ -128,6 +138,7 @@ FREE = {"run", "data", "cache", "log_with", "device", "named", "jobs", "density"
 FREE |= {"evaluation"}
 FREE |= {"seeds", "other_seeds", "sets", "points"}
 FREE |= {"generation_steps", "sampling_temperature", "annealing", "evaluate", "clips", "tune"}
+FREE |= {"truncation", "label_epochs"}
 """Options that a finished or interrupted run may be given anew; any other decides what it is."""
 
 O = TypeVar("O", bound=RunOptions)

@@ -183,6 +183,7 @@ def build(
         cap=options.train.cap,
         steps=options.generation_steps,
         sampling_temperature=options.sampling_temperature,
+        truncation=options.truncation,
     )
     if processes.is_main():
         weights = sum(p.numel() for p in network.parameters())

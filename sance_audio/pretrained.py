@@ -13,12 +13,13 @@ from torch import Tensor
 
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
+from sance_audio.labels import LabelNetwork
 from sance_audio.reference import GaussianReference
 from sance_audio.samplers import Compute
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
-OWN = "labels frames sigma peak step_size cap steps silence sampling_temperature"
+OWN = "labels frames sigma peak step_size cap steps silence sampling_temperature truncation"
 
 
 def settings_of(model: Any) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def settings_of(model: Any) -> dict[str, Any]:
         "temperature": model.density.temperature,
         "model": own | {"n_iter": model.inverter.n_iter},
         "compute": asdict(model.compute),
+        "label_network": model.label_network and model.label_network.settings,
     }
 
 
@@ -61,6 +63,9 @@ def _built(cls: Any, settings: dict[str, Any], tensors: dict[str, Tensor], netwo
     density = ReferencedEnergy(reference, network(**settings["network"]), temperature)
     tensors.setdefault("density.log_z_error", torch.full_like(density.log_z, torch.nan))
     model = cls(features, density, **settings["model"])
+    if settings.get("label_network"):
+        model.label_network = LabelNetwork(**settings["label_network"])
+    model.sureness = tensors.setdefault("sureness", torch.empty(0))
     compute = settings.get("compute", {})
     model.compute = Compute(**compute) if "path" in compute else Compute()
     missing, unexpected = model.load_state_dict(tensors, strict=False)

@@ -16,7 +16,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +24,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from sance_audio import processes
-from sance_audio.assessment import classify, evaluate
+from sance_audio.assessment import evaluate, make
 from sance_audio.files import read_json, write_json
+from sance_audio.judges import CLASSIFIER_SEED, Judge, classify, judged_in
 from sance_audio.model import AudioEBM
 from sance_audio.options import Options, Results, RunOptions, options_from, parse
 from sance_audio.preparation import prepare
@@ -106,8 +107,12 @@ def findings(results: Results) -> list[str]:
 
 
 def evaluate_run(
-    run: Path, data: Path | None = None, num: int | None = None, seed: int | None = None
-) -> Results:
+    run: Path,
+    data: Path | None = None,
+    num: int | None = None,
+    seed: int | None = None,
+    judges: Sequence[int] = (CLASSIFIER_SEED,),
+) -> dict[int, Results]:
     """The evaluation of a finished run, made anew with its model, its classifier and its corpus.
 
     Arguments:
@@ -115,6 +120,11 @@ def evaluate_run(
         data: Folder of the corpus, where it is not the one that the run was given.
         num: Clips to generate, where it is not the run's number.
         seed: Of the clips, where it is not the run's.
+        judges: Seeds of the classifiers that judge the same clips; any but the usual one is
+            trained afresh, once, and its figures stand in a file of their own.
+
+    Returns:
+        The evaluation by each judge.
 
     Raises:
         ValueError: no finished run of a known recipe; another classifier than the run was judged
@@ -134,22 +144,32 @@ def evaluate_run(
         )
     options = replace(options, run=run, evaluate=options.evaluate if num is None else num)
     material = prepare(corpus, model.features, options, frames=model.frames, fitted=True)
-    judge = classify(model, material, options)
-    before = run / "evaluation.json"
-    if before.exists():
-        known = read_json(before).get("classifier", {}).get("sha256")
-        if known not in (None, judge.sha256):
-            raise ValueError(
-                f"{run}: classifier.safetensors is not the one that evaluation.json was made "
-                f"with; put that back, or delete evaluation.json"
-            )
     options = options if seed is None else replace(options, seed=seed)
-    evaluated = evaluate(model, judge, material, options)[0]
-    if (run / "results.json").exists():  # so that the page tells of what it plays
-        results = read_json(run / "results.json") | {"evaluation": evaluated}
+    known = {judge: classify(model, material, options, judge) for judge in judges}
+    for judge in known.values():
+        _same_judge(run, judge)
+    made = make(model, material, options)
+    found = {
+        number: evaluate(model, judge, material, options, made)[0]
+        for number, judge in known.items()
+    }
+    usual = found.get(CLASSIFIER_SEED)
+    if usual and (run / "results.json").exists():  # so that the page tells of what it plays
+        results = read_json(run / "results.json") | {"evaluation": usual}
         write_json(run / "results.json", results | {"findings": findings(results)})
         write_page(run)
-    return evaluated
+    return found
+
+
+def _same_judge(run: Path, judge: Judge) -> None:
+    """Raise ValueError where a run was judged by another classifier of this name before."""
+    before = run / judged_in(judge.seed)
+    known = read_json(before).get("classifier", {}).get("sha256") if before.exists() else None
+    if known not in (None, judge.sha256):
+        raise ValueError(
+            f"{run}: {judge.file} is not the one that {before.name} was made with; put that back, "
+            f"or delete {before.name}"
+        )
 
 
 def _cost() -> dict[str, float]:

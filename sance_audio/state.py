@@ -19,6 +19,8 @@ from sance_audio.energy import EnergyModel
 from sance_audio.ledger import Ledger
 from sance_audio.noise import Noise
 
+SAMPLING = ("compute", "label_network", "steps", "sampling_temperature", "truncation")
+"""Settings of a model that say how it is sampled, not what it is trained to be."""
 MAX_ROLLBACKS = 8
 
 
@@ -118,8 +120,11 @@ def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> str:
     Raises:
         ValueError: data that is not finite.
     """
-    digest = hashlib.sha256(repr(model.settings | {"compute": None}).encode())
-    learnt = ("density.network.", "density.log_z")
+    settings = {k: v for k, v in model.settings.items() if k not in SAMPLING}
+    if "model" in settings:
+        settings["model"] = {k: v for k, v in settings["model"].items() if k not in SAMPLING}
+    digest = hashlib.sha256(repr(settings).encode())
+    learnt = ("density.network.", "density.log_z", "label_network.", "sureness")
     fixed = [t for name, t in model.state_dict().items() if not name.startswith(learnt)]
     for tensor in chain(_finite(x), [components, *fixed]):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -90,14 +90,16 @@ def evaluation_findings(evaluation: Results) -> list[str]:
         )
     better = {"kid": -1, "fid": -1, "accuracy": 1}
     differences = evaluation["differences"]
-    for what in sorted(differences, key=lambda name: name != headline):
-        d, scale = differences[what], 1000 if what == "kid" else 1
+    for name in sorted(differences, key=lambda name: name != headline):
+        what, _, both = name.partition(", ")
+        d, scale = differences[name], 1000 if what == "kid" else 1
         clear = d["high"] < 0 if better[what] < 0 else d["low"] > 0
         worse = d["low"] > 0 if better[what] < 0 else d["high"] < 0
         verdict = "a gain" if clear else "a loss" if worse else "no gain that excludes chance"
         title = {"kid": "KID x1000", "fid": "FID"}.get(what, what)
+        other = "truncated alike" if both else "only"
         lines.append(
-            f"{title}, ours less reference only: {scale * d['value']:+.3f}, 95 % interval "
+            f"{title}, ours less reference {other}: {scale * d['value']:+.3f}, 95 % interval "
             f"[{scale * d['low']:+.3f}, {scale * d['high']:+.3f}], paired: {verdict}."
         )
     seen = evaluation["table"]["ours"]["seen_as"]

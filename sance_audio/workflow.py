@@ -22,8 +22,10 @@ from torch import Tensor
 
 import sance_audio
 from sance_audio import processes
+from sance_audio.chunks import chunk_size, chunked
 from sance_audio.diagnostics import LogZ, annealed_log_z
 from sance_audio.files import read_json, write_json
+from sance_audio.labels import train_labels
 from sance_audio.model import AudioEBM
 from sance_audio.options import FREE, Options, Results, RunOptions
 from sance_audio.preparation import Material
@@ -31,6 +33,8 @@ from sance_audio.trackers import Samples, TensorBoard
 from sance_audio.training import Callbacks, train
 from sance_audio.tuning import tune
 
+LEARNT = 20_000
+"""Rows of a split that the label network learns from, or is measured on, at most."""
 JUDGED = 2000
 """Held-out rows that the gain over the reference is taken over, at most."""
 
@@ -141,6 +145,8 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     if options.tune:
         planned = options.evaluate * model.steps
         model.compute = tune(model, model.step_size, model.cap, planned=planned)
+    if options.truncation and len(model.labels) > 1:
+        _learn_labels(model, material, options)
     model.save_pretrained(options.run)
     x, chosen = material.some("test", JUDGED)
     held_out = x.to(model.device)
@@ -172,6 +178,16 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
             "clips": len(per_clip),
         },
     }
+
+
+def _learn_labels(model: AudioEBM, material: Material, options: Options) -> None:
+    """The label network, and how surely it recognises held-out recordings (`labels`)."""
+    (x, rows), (held_out, others) = (material.some(s, LEARNT) for s in ("train", "valid"))
+    y, known = material.y["train"][rows], material.y["valid"][others]
+    network = train_labels(x, y, len(model.labels), epochs=options.label_epochs, seed=options.seed)
+    log_q = chunked(network, held_out, size=chunk_size(held_out.device))
+    model.label_network = network.to(model.device)
+    model.sureness = log_q[range(len(known)), known].sort()[0].to(model.device)
 
 
 def estimate_log_z(model: AudioEBM, options: Options) -> LogZ:

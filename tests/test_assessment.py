@@ -39,7 +39,7 @@ def test_the_command_gives_the_recipe_s_own_table(run, capsys):
 
 
 def test_rows_compare_at_equal_numbers_of_clips(run):
-    found = evaluate_run(run, num=40, seed=3)
+    found = evaluate_run(run, num=40, seed=3)[0]
     assert found["n_equal"] == 40
     assert found["seed"] == 3
     assert [row["clips"] for row in found["table"].values()] == [96, 96, 40, 40]

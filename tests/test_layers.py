@@ -12,19 +12,20 @@ PACKAGE = Path(sance_audio.__file__).parent
 LAYERS = {
     0: "files processes rows headers decoding audio chunks divergences energy gaussian locks "
     "metrics parquet tracks verdicts weights",
-    1: "ranking resumed streams features reference networks samplers config ledger holes",
+    1: "ranking resumed streams features reference networks samplers config ledger holes labels",
     2: "options pretrained generation restoration inversion pictures noise health diagnostics "
     "datasets",
     3: "model resynthesis toys challenge",
     4: "state evaluation trackers tuning composition",
     5: "checkpoint report",
     6: "training preparation",
-    7: "workflow assessment normals",
-    8: "detection experiments",
-    9: "scoring anomalies scored_page export demo",
-    10: "recipe screening workers",
-    11: "cli monitoring",
-    12: "__main__",
+    7: "workflow judges normals",
+    8: "assessment",
+    9: "detection experiments",
+    10: "scoring anomalies scored_page export demo",
+    11: "recipe screening workers",
+    12: "cli monitoring",
+    13: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, these come first: audio.py and weights.py read and write through them.

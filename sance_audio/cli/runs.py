@@ -28,6 +28,8 @@ class Evaluate:
     """Clips to generate; the run's own number when left out."""
     seed: int | None = None
     """Of the clips; the run's own when left out."""
+    judges: tuple[int, ...] = (0,)
+    """Seeds of the classifiers that judge: 0 is the run's own, any other one is trained afresh."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,16 @@ class Info:
 
 
 def evaluate(args: Evaluate) -> None:
+    from sance_audio.judges import judged_in
     from sance_audio.recipe import evaluate_run
     from sance_audio.verdicts import evaluation_findings, table
 
-    results = evaluate_run(Path(args.run), args.data, args.num, args.seed)
-    print("\n".join(table(results)))
-    for line in evaluation_findings(results):
-        print(f"- {line}")
-    print(f"figures in {Path(args.run) / 'evaluation.json'}")
+    found = evaluate_run(Path(args.run), args.data, args.num, args.seed, args.judges)
+    for judge, results in found.items():
+        print("\n".join(table(results)))
+        for line in evaluation_findings(results):
+            print(f"- {line}")
+        print(f"figures in {Path(args.run) / judged_in(judge)}")
 
 
 def page(args: Page) -> None:

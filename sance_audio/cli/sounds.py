@@ -31,6 +31,9 @@ class Generate:
     """Langevin steps; the model's own number when left out."""
     temperature: float | None = None
     """Below 1: likelier and less varied clips; the model's own when left out."""
+    truncation: float | None = None
+    """Share of recordings less surely recognised than a clip must be; the model's own when left
+    out, 0 for all clips as they come."""
     reference_only: bool = False
     """Leave the network out: exact samples of the Gaussian reference."""
     others: Annotated[UseAppendAction[tuple[str, ...]], arg(name="with")] = ()
@@ -99,6 +102,7 @@ def generate(args: Generate) -> None:
         label,
         steps=args.steps,
         temperature=args.temperature,
+        truncation=args.truncation,
         reference_only=args.reference_only,
     )
     names = write_clips(model, waves, model.classes(args.num, label), args.out)

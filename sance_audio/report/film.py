@@ -72,7 +72,8 @@ def _draw(model: AudioEBM, run: Path, seed: int) -> list[list[dict[str, Any]]]:
     films: list[list[dict[str, Any]]] = [[] for _ in classes]
     warm = model.sampling_temperature  # of the reference's draw too: it is where the chain starts
     for step in frames(model.steps):
-        x, _ = model.draw(classes, seeds, steps=step, reference_only=step == 0, temperature=warm)
+        how: dict[str, Any] = {"reference_only": step == 0, "temperature": warm}
+        x, _ = model.draw(classes, seeds, step, truncation=0.0, **how)
         waves = model.invert(x, seeds)
         windows = torch.stack([model.windows(wave)[0] for wave in waves])
         energies = model.energy_of(model.log_mels(windows)).tolist()

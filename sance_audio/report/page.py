@@ -188,6 +188,8 @@ def _about(model: AudioEBM | None, results: Facts, rows: list[Facts]) -> list[st
         warm = model.sampling_temperature
         at = f", at temperature {warm:g}" if warm != 1 else ""
         facts.append(f"{model.steps} Langevin steps a clip{at}")
+        if model.label_network is not None and model.truncation:
+            facts.append(f"truncation {model.truncation:g}")
     return facts
 
 

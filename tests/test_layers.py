@@ -18,13 +18,14 @@ LAYERS = {
     3: "model resynthesis toys challenge",
     4: "state evaluation trackers tuning",
     5: "checkpoint report",
-    6: "training preparation",
-    7: "workflow assessment normals",
-    8: "detection experiments",
-    9: "scoring anomalies scored_page export demo",
-    10: "recipe screening workers",
-    11: "cli monitoring",
-    12: "__main__",
+    6: "loop",
+    7: "training preparation",
+    8: "workflow assessment normals",
+    9: "detection experiments",
+    10: "scoring anomalies scored_page export demo",
+    11: "recipe screening workers",
+    12: "cli monitoring",
+    13: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, these come first: audio.py and weights.py read and write through them.

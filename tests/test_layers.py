@@ -19,7 +19,7 @@ LAYERS = {
     4: "state evaluation trackers tuning",
     5: "checkpoint report",
     6: "loop",
-    7: "training preparation",
+    7: "training conditional_training preparation",
     8: "workflow assessment normals",
     9: "detection experiments",
     10: "scoring anomalies scored_page export demo",

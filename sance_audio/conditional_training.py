@@ -8,9 +8,10 @@ r"""The loop of noise-conditional models: denoising first, then self-adapting no
                        h = F_k - F_theta  on the clip's x_t and on the draws
                        minimise  -log softmax of the clip among its draws
 
-D is the reference's estimate of clean x and r its error, so that a network of zero has a loss
-near 1. The candidates of a clip share x_{t+1}: what depends on it alone, the normaliser above all,
-cancels, and so does the Gaussian part. At the highest level the reference is taken as exact.
+D is the reference's estimate of clean x and r its error, so that a network of zero has a loss of 1
+on samples of the reference, and less on clips that it was fitted to. The candidates of a clip
+share x_{t+1}: what depends on it alone, the normaliser above all, cancels, and so does the
+Gaussian part. At the highest level the reference is taken as exact.
 
 References:
     Self-adapting noise-contrastive estimation for energy-based models (Xu, 2022), arXiv 2211.02650
@@ -159,7 +160,7 @@ def denoising_loss(
     energy: ReferencedEnergy, clean: Tensor, c: Tensor, sigma: Tensor, z: Tensor
 ) -> Tensor:
     """Mean square error of `x + sigma z` denoised by the model, over the reference's expected one:
-    `()`, near 1 where F = 0. Its gradient goes through grad F.
+    `()`. Its gradient goes through grad F.
 
     Arguments:
         energy: Reference, and a network conditioned on the level.

@@ -11,7 +11,7 @@ import torch
 from conftest import random_reference, small_model
 from test_recipes import fsdd_tree
 
-from sance_audio import AudioEBM, TrainConfig, cli, conditional_training
+from sance_audio import AudioEBM, TrainConfig, cli, conditional_training, train
 from sance_audio.conditional_training import Batch, denoising_loss, ranked, train_conditional
 from sance_audio.divergences import objective
 from sance_audio.energy import ReferencedEnergy
@@ -24,6 +24,7 @@ from sance_audio.recipe import load_recipe
 from sance_audio.samplers import descend, recover
 from sance_audio.state import Diverged
 from sance_audio.weights import WeightsError, load_weights, save_weights
+from sance_audio.workflow import start
 
 SIGMA = 0.2
 CONFIG = TrainConfig(
@@ -380,6 +381,34 @@ def test_energies_are_the_same_in_onnx(tmp_path):
     assert deviation_of(done.model, detector, windows) <= 1e-4
 
 
+def test_an_interrupted_run_from_before_these_settings_goes_on(tmp_path):
+    config = replace(CONFIG, steps=6)
+
+    def kill(step, row, model):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    whole = small_model(trained=False)
+    train(whole, *data(), config, tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            small_model(trained=False),
+            *data(),
+            config,
+            tmp_path / "run",
+            progress=False,
+            callbacks=(kill,),
+        )
+    latest = tmp_path / "run" / "state" / "latest.pt"
+    saved = torch.load(latest, weights_only=True)
+    for name in ("batch", "warm", "warm_rate"):
+        del saved["settings"][name]
+    torch.save(saved, latest)
+    again = small_model(trained=False)
+    train(again, *data(), replace(config, batch=32), tmp_path / "run", progress=False)
+    assert torch.equal(weights(again), weights(whole))
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A finished run of the smoke preset with levels, and its corpus."""
@@ -402,7 +431,12 @@ def test_a_recipe_runs_end_to_end(digits):
     kinds = [("denoising" in r, "gap" in r) for r in read_jsonl(folder / "metrics.jsonl")]
     assert kinds == 3 * [(True, False)] + 3 * [(False, True)]
     with pytest.raises(ValueError, match="levels: 4 -> 0"):
-        load_recipe("fsdd").main(replace(options, levels=0))
+        start(replace(options, levels=0), "fsdd", torch.device("cpu"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["train"]["warm"]  # as of a run that is older
+    (folder / "config.json").write_text(json.dumps(config))
+    start(options, "fsdd", torch.device("cpu"))
+    assert "warm" in json.loads((folder / "config.json").read_text())["train"]
 
 
 def test_every_command_takes_such_a_run(digits, tmp_path, capsys):

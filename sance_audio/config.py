@@ -97,7 +97,7 @@ class TrainConfig:
     batch: int = 32
     """Data clips in a batch of a noise-conditional model, whose components and levels are drawn
     with them; a plain model has per_component instead."""
-    warm: float = 0.5
+    warm: float = 0.75
     """Share of the steps, the first ones, in which a noise-conditional model learns to denoise,
     without sampling; the rest is noise-contrastive."""
     warm_rate: float = 1e-3

@@ -28,7 +28,7 @@ from sance_audio.workflow import start
 
 SIGMA = 0.2
 CONFIG = TrainConfig(
-    steps=12, langevin_steps=2, batch=8, checkpoint_every=4, sample_every=0, rate=1e-3
+    steps=12, langevin_steps=2, batch=8, warm=0.5, checkpoint_every=4, sample_every=0, rate=1e-3
 )
 
 
@@ -429,7 +429,7 @@ def test_a_recipe_runs_end_to_end(digits):
     assert len(list((folder / "clips").glob("*.wav"))) == options.clips
     assert (folder / "index.html").exists()
     kinds = [("denoising" in r, "gap" in r) for r in read_jsonl(folder / "metrics.jsonl")]
-    assert kinds == 3 * [(True, False)] + 3 * [(False, True)]
+    assert kinds == 4 * [(True, False)] + 2 * [(False, True)]
     with pytest.raises(ValueError, match="levels: 4 -> 0"):
         start(replace(options, levels=0), "fsdd", torch.device("cpu"))
     config = json.loads((folder / "config.json").read_text())

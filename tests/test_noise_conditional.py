@@ -405,7 +405,8 @@ def test_an_interrupted_run_from_before_these_settings_goes_on(tmp_path):
         del saved["settings"][name]
     torch.save(saved, latest)
     again = small_model(trained=False)
-    train(again, *data(), replace(config, batch=32), tmp_path / "run", progress=False)
+    usual = {"batch": TrainConfig.batch, "warm": TrainConfig.warm}
+    train(again, *data(), replace(config, **usual), tmp_path / "run", progress=False)
     assert torch.equal(weights(again), weights(whole))
 
 

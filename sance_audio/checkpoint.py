@@ -131,7 +131,7 @@ class RunFolder:
     def _load(self, path: Path) -> dict[str, Any]:
         """A checkpoint, checked against the settings of this call."""
         saved = _read(path)
-        before, now = saved["settings"], self.settings
+        before, now = asdict(TrainConfig()) | saved["settings"], self.settings  # older: as usual
         changed = [f"{k}: {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
         if changed:
             raise ValueError(

@@ -94,6 +94,14 @@ class TrainConfig:
     """Refresh when ESS / N of the pool falls below."""
     max_accuracy: float = 0.7
     """Refresh when the balanced accuracy of h > 0 rises above, over at least 200 clips."""
+    batch: int = 32
+    """Data clips in a batch of a noise-conditional model, whose components and levels are drawn
+    with them; a plain model has per_component instead."""
+    warm: float = 0.75
+    """Share of the steps, the first ones, in which a noise-conditional model learns to denoise,
+    without sampling; the rest is noise-contrastive."""
+    warm_rate: float = 1e-3
+    """Learning rate there; falls linearly to zero from half-way of that part."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     sample_every: int = 1000
@@ -102,14 +110,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             self._check_type(name)
-        positive = "steps interval nu per_component groups langevin_steps checkpoint_every"
+        positive = "steps interval nu per_component groups langevin_steps batch checkpoint_every"
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"train.{name} must be at least 1, found {getattr(self, name)}; give 1 or more"
                 )
         above = "step_size cap rate clip gap_limit temperature dlogz_rate flow_transforms"
-        for name in [*above.split(), "flow_width", "flow_rate"]:
+        for name in [*above.split(), "flow_width", "flow_rate", "warm_rate"]:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(
@@ -118,6 +126,7 @@ class TrainConfig:
                 )
         objective(self.loss, self.nu, self.alpha)  # an unknown loss is an error
         shares = {"fresh": self.fresh <= 1, "ema": self.ema < 1, "penalty": True}
+        shares |= {"warm": self.warm <= 1}
         shares |= {"beta1": self.beta1 < 1, "beta2": self.beta2 < 1}
         for name, low in shares.items():
             if not (low and 0 <= getattr(self, name) < math.inf):

@@ -78,6 +78,33 @@ class ComponentGaussian:
         root = self.spectral(noise.unsqueeze(1), along.unsqueeze(1), elsewhere.unsqueeze(1))
         return self.mean + root
 
+    def noised(self, variance: Tensor) -> ComponentGaussian:
+        """`N(mu, C + v I)`: of x with independent noise of variance v `(B,)` in every cell. A
+        negative v takes noise away that C has.
+        """
+        return ComponentGaussian(
+            self.mean,
+            self.basis,
+            self.eigenvalues + variance[:, None],
+            self.remainder + variance,
+        )
+
+    def denoised(self, y: Tensor, variance: Tensor) -> ComponentGaussian:
+        """`N(x | y)` of x given `y = x + sqrt(v) n`, exact: by eigenvalues lambda of C,
+
+            mean  mu + lambda / (lambda + v) (y - mu),   variance  lambda v / (lambda + v)
+
+        Arguments:
+            y: `(B, ...)` of D cells.
+            variance: v `(B,)`.
+        """
+        v = variance[:, None]
+        along = self.eigenvalues / (self.eigenvalues + v)
+        elsewhere = self.remainder / (self.remainder + variance)
+        u = (y.reshape(len(y), -1) - self.mean).unsqueeze(1)
+        mean = self.mean + self.spectral(u, along.unsqueeze(1), elsewhere.unsqueeze(1))
+        return ComponentGaussian(mean, self.basis, v * along, variance * elsewhere)
+
     def conditional(self, x: Tensor, known: Tensor, noise: float = 0.0) -> ComponentGaussian:
         """`N(x_u | x_o)`: the cells u that are not known, given those that are, o, which have
         further noise of a given variance. Exact.

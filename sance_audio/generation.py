@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sance_audio.chunks import chunk_size, run_chunks, slices
 from sance_audio.energy import EnergyModel, GivenEnergy, ReferencedEnergy, value_and_grad
-from sance_audio.samplers import Compute, ReferenceLangevin, sample
+from sance_audio.samplers import Compute, ReferenceLangevin, descend, sample
 
 
 def draw(
@@ -38,7 +38,7 @@ def draw(
         model: Density and sigma.
         classes: Class of each sample.
         seeds: Seed of each sample; with its place modulo 16, all that decides it.
-        steps: Langevin steps.
+        steps: Langevin steps; of a noise-conditional model, those of all levels together.
         step_size: eps of the sampler.
         cap: Its cap.
         temperature: tau: samples of p^(1 / tau), reference and network alike; below 1 likelier and
@@ -69,10 +69,14 @@ def draw(
     base_of = drawn.base
 
     def finish(part: slice) -> Tensor:
-        base = base_of.given(full[part])
-        x = base.colour(torch.stack(noise[part])).view(-1, 1, *model.shape)
+        base, start = base_of.given(full[part]), torch.stack(noise[part])
+        x = base.colour(start).view(-1, 1, *model.shape)
         energy = GivenEnergy(density, full[part], 0.0 if reference_only else 1.0)
-        if not reference_only and steps > 0:
+        if not reference_only and steps > 0 and hasattr(density.network, "levels"):
+            how = {"step_size": step_size, "cap": cap, "compute": compute}
+            own = generators[part]
+            x = descend(drawn, start, full[part], model.shape, steps, generator=own, **how)
+        elif not reference_only and steps > 0:
             sampler, moving = ReferenceLangevin(base, step_size, cap), drawn.given(full[part])
             x = sample(moving, sampler, x, steps, generator=generators[part], compute=compute)
         return x - model.sigma**2 * value_and_grad(energy, x)[1]

@@ -166,14 +166,18 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
                 f"{title}, over the last {len(latest)} steps: {mean:.2f} ({verdict}: "
                 f"{low:g} to {high:g})."
             )
-    words.append(
-        f"Log-partition ledger of the raw weights: {last['log_z']:.1f} nats, "
-        + (
-            "of unknown error (too few samples)."
-            if last["log_z_error"] is None
-            else f"standard error {last['log_z_error']:.1f} (for independent samples of the "
-            f"snapshots; chains that lag add to it, unless they are weighted)."
-        )
+    words += (
+        []
+        if "log_z" not in last
+        else [
+            f"Log-partition ledger of the raw weights: {last['log_z']:.1f} nats, "
+            + (
+                "of unknown error (too few samples)."
+                if last["log_z_error"] is None
+                else f"standard error {last['log_z_error']:.1f} (for independent samples of the "
+                f"snapshots; chains that lag add to it, unless they are weighted)."
+            )
+        ]
     )
     words += [f"Alarm at step {row['step']}: {row['alarm']}." for row in rows if "alarm" in row]
     rollbacks = [row["rollback"] for row in rows if "rollback" in row]

@@ -28,7 +28,7 @@ from sance_audio.energy import EnergyModel, LogProb, ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.inversion import GriffinLim
 from sance_audio.labels import LabelNetwork, truncated
-from sance_audio.networks import ResidualEnergy, spread
+from sance_audio.networks import spread
 from sance_audio.samplers import Compute, clip_seeds
 
 
@@ -337,10 +337,11 @@ class AudioEBM(EnergyModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu", network: Any = ResidualEnergy
+        cls, path: str | Path, device: str | torch.device = "cpu", network: Any = None
     ) -> AudioEBM:
         """Load a model from a run folder, a `model.safetensors`, or the hub (`hf:owner/name`);
-        `network`, its network's class, is made from the `settings` it had.
+        `network`, its network's class where it is not one of this package, is made from the
+        `settings` it had.
 
         Raises:
             WeightsError: nothing there, another kind of file, another version, or weights that are

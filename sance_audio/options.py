@@ -66,6 +66,11 @@ class Options(RunOptions):
     """Standard deviation of the dequantisation noise."""
     network: Literal["smoke", "cpu", "gpu"] = "cpu"
     """Size of the energy network."""
+    levels: int = 0
+    """Levels of noise that one network holds the energies of, from --sigma up: a noise-conditional
+    model. 0: a plain one."""
+    sigma_max: float = 4.0
+    """Standard deviation of the highest level of noise."""
     generation_steps: int = 200
     """Langevin steps of a generated clip."""
     sampling_temperature: float = 1.0
@@ -103,6 +108,11 @@ class Options(RunOptions):
             )
         if not self.sigma > 0:
             raise ValueError(f"--sigma must be positive, found {self.sigma}")
+        if self.levels and not (self.levels >= 2 and self.sigma_max > self.sigma):
+            raise ValueError(
+                f"--levels must be 0 or at least 2, and --sigma-max above --sigma={self.sigma}: "
+                f"found {self.levels} and {self.sigma_max}"
+            )
 
 
 @dataclass(frozen=True)

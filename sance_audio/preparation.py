@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,12 @@ from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.files import read_json, write_json
 from sance_audio.model import AudioEBM
-from sance_audio.networks import SIZES, ResidualEnergy
+from sance_audio.networks import (
+    LEVEL_SIZES,
+    SIZES,
+    NoiseConditionalEnergy,
+    ResidualEnergy,
+)
 from sance_audio.options import Options, Results
 from sance_audio.reference import GaussianReference
 
@@ -166,12 +172,7 @@ def build(
         sigma=options.sigma,
         seed=options.seed,
     )
-    torch.manual_seed(options.seed)
-    size = SIZES[options.network]
-    network = ResidualEnergy(reference.n_components, **size)
-    positions = network.map(material.x["train"][:1]).numel()
-    torch.manual_seed(options.seed)
-    network = ResidualEnergy(reference.n_components, **size, positions=positions)
+    network = _network(reference, material.x["train"][:1], options)
     model = AudioEBM(
         features,
         ReferencedEnergy(reference, network, options.train.temperature),
@@ -189,6 +190,23 @@ def build(
         weights = sum(p.numel() for p in network.parameters())
         print(f"{reference.n_components} Gaussian components; {weights} parameters")
     return model, components
+
+
+def _network(reference: GaussianReference, x: Tensor, options: Options) -> Any:
+    """The network at its start, for log-mels like x `(1, 1, M, T)`."""
+    torch.manual_seed(options.seed)
+    if options.levels:
+        return NoiseConditionalEnergy.of(
+            reference,
+            sigma=options.sigma,
+            sigma_max=options.sigma_max,
+            levels=options.levels,
+            **LEVEL_SIZES[options.network],
+        )
+    size = SIZES[options.network]
+    positions = ResidualEnergy(reference.n_components, **size).map(x).numel()
+    torch.manual_seed(options.seed)
+    return ResidualEnergy(reference.n_components, **size, positions=positions)
 
 
 def _identity(clips: Sequence[Clip], digests: Sequence[str], readings: Sequence[Reading]) -> str:

@@ -14,20 +14,25 @@ from torch import Tensor
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.labels import LabelNetwork
+from sance_audio.networks import NETWORKS, ResidualEnergy
 from sance_audio.reference import GaussianReference
 from sance_audio.samplers import Compute
 from sance_audio.weights import WeightsError, load_weights, locate, save_weights
 
 WEIGHTS = "model.safetensors"
+USUAL = ResidualEnergy.__name__
+"""The network of a file that does not name one."""
 OWN = "labels frames sigma peak step_size cap steps silence sampling_temperature truncation"
 
 
 def settings_of(model: Any) -> dict[str, Any]:
     """Everything but tensors."""
     own = {name: getattr(model, name) for name in OWN.split()}
+    kind = type(model.density.network).__name__
     return {
         "features": model.features.settings,
         "network": model.density.network.settings,
+        **({} if kind == USUAL else {"network_class": kind}),
         "temperature": model.density.temperature,
         "model": own | {"n_iter": model.inverter.n_iter},
         "compute": asdict(model.compute),
@@ -60,6 +65,7 @@ def _built(cls: Any, settings: dict[str, Any], tensors: dict[str, Tensor], netwo
     )
     features = LogMel(**settings["features"])
     temperature = settings.get("temperature", 1.0)
+    network = network or _named(settings.get("network_class", USUAL))
     density = ReferencedEnergy(reference, network(**settings["network"]), temperature)
     tensors.setdefault("density.log_z_error", torch.full_like(density.log_z, torch.nan))
     model = cls(features, density, **settings["model"])
@@ -73,3 +79,12 @@ def _built(cls: Any, settings: dict[str, Any], tensors: dict[str, Tensor], netwo
     if missing or unexpected:
         raise KeyError(f"missing {missing}, unexpected {unexpected}")
     return model
+
+
+def _named(kind: str) -> type:
+    """A network's class by the name that a file gives it."""
+    if kind not in NETWORKS:
+        raise ValueError(
+            f"its network is a {kind}, none of {', '.join(NETWORKS)}: load it with network={kind}"
+        )
+    return NETWORKS[kind]

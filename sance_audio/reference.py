@@ -162,6 +162,19 @@ class GaussianReference(nn.Module):
             self.classes,
         )
 
+    def noised(self, variance: float) -> GaussianReference:
+        """Of x with further independent noise of this variance in every cell: covariances
+        `C_c + v I`, exact.
+        """
+        return GaussianReference(
+            self.mean,
+            self.basis,
+            self.eigenvalues + variance,
+            self.remainder + variance,
+            self.weight,
+            self.classes,
+        )
+
     def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
         """log p_0(x | c), `(B,)` in nats, of x `(B, ...)`; c `(B,)`."""
         return self.given(c).log_prob(x)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sance_audio.chunks import slices
 from sance_audio.energy import EnergyModel
 from sance_audio.ledger import Ledger
-from sance_audio.noise import Noise
 
 SAMPLING = ("compute", "label_network", "steps", "sampling_temperature", "truncation")
 """Settings of a model that say how it is sampled, not what it is trained to be."""
@@ -32,6 +31,14 @@ class Clips(Protocol):
     def __getitem__(self, rows: Any) -> Tensor:
         """Rows `(n, 1, M, T)`, on the CPU; `rows` is a slice or a tensor of indices `(n,)`."""
         ...
+
+
+class Stateful(Protocol):
+    """What a run's noise must be for it to be captured and restored."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 @dataclass
@@ -69,7 +76,7 @@ class RunState:
         network: nn.Module,
         average: nn.Module,
         optimiser: torch.optim.Optimizer,
-        noise: Noise,
+        noise: Stateful,
         generator: torch.Generator,
     ):
         self.stateful: dict[str, Any] = {

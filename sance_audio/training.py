@@ -16,7 +16,6 @@ __all__ = ["TrainConfig", "train", "Callbacks", "Diverged"]
 
 import copy
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,11 @@ from sance_audio.checkpoint import RunFolder
 from sance_audio.config import TrainConfig
 from sance_audio.divergences import objective
 from sance_audio.energy import EnergyModel, ReferencedEnergy
-from sance_audio.health import LATEST, alarms, balanced_accuracy, refresh_cause, trouble
+from sance_audio.health import balanced_accuracy, refresh_cause, trouble
 from sance_audio.ledger import Ledger, relative_ess
+from sance_audio.loop import Callbacks, Journal, move_average, rows_on, start_together
 from sance_audio.noise import Noise, make
 from sance_audio.state import Clips, Diverged, RunState, fingerprint
-
-Callbacks = tuple[Callable[[int, dict[str, Any], Any], None], ...]
-"""Called after every step with (step from 1, its row of metrics, the model with its averaged
-weights), in the main process.
-"""
-
-GOOD_EVERY = 25
-"""Steps between captures that a rollback returns to."""
 
 
 def train(
@@ -78,13 +70,12 @@ def train(
         Diverged: the run diverged more than `MAX_ROLLBACKS` times.
     """
     from accelerate import Accelerator
-    from tqdm import tqdm
 
     # Parts
     processes.join(model.device)
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
-    device, quiet = accelerator.device, not (progress and processes.is_main())
-    components = _start_together(model, components)
+    device = accelerator.device
+    components = start_together(model, components)
     _check(model, x, components, config)
     hashed = processes.on_main(lambda: fingerprint(model, x, components))
     model.to(device)
@@ -105,8 +96,7 @@ def train(
     state = RunState(raw, average, optimiser, noise, generator)
     if bool((model.density.log_z != 0).any()):  # a model that was trained before
         state.progress.ledger = Ledger.known(model.density.log_z, model.density.log_z_error)
-    rows, good = folder.resume(state)
-    bar = tqdm(total=config.steps, initial=len(rows), desc="train", unit="step", disable=quiet)
+    journal = Journal(folder, state, config, model, callbacks, progress)
 
     while state.progress.step < config.steps:
         p = state.progress
@@ -120,7 +110,7 @@ def train(
 
         # Loss: one forward on data and noise together
         drawn = noise.draw(config.nu, generator)
-        clean = _rows(clips, members.choose(noise.c, generator), device)
+        clean = rows_on(clips, members.choose(noise.c, generator), device)
         data = clean + model.sigma * torch.randn(clean.shape, generator=generator, device=device)
         h, value = noise.log_ratio(
             network, data, drawn, frozen_is_network=p.since == 0, measured=True
@@ -142,11 +132,7 @@ def train(
         p.gaps = [*p.gaps, gap][-10:]
         wrong = trouble(loss_now, norm, p.gaps, config.gap_limit)
         if wrong:
-            state.roll_back(good, wrong)
-            rows = folder.roll_back(state, good)
-            if processes.is_main():
-                bar.write(state.progress.note)
-            bar.n = len(rows)
+            journal.take_back(wrong)
             continue
 
         # Update
@@ -154,7 +140,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.step()
-        _average(average, raw, min(config.ema, (1 + p.step) / (10 + p.step)))
+        move_average(average, raw, min(config.ema, (1 + p.step) / (10 + p.step)))
         p.step, p.since = p.step + 1, p.since + 1
 
         # Next refresh
@@ -171,28 +157,10 @@ def train(
         row |= {"saturated": loss_of.saturated(h_data, h_noise)} if config.saturates else {}
         error = p.ledger.standard_error
         row |= {"log_z": p.ledger.mean, "log_z_error": error if math.isfinite(error) else None}
-        if p.note:
-            row["rollback"], p.note = p.note, ""
-        found = alarms([*rows[1 - LATEST :], row], config)
-        new = [words for name, words in found.items() if name not in p.alarms]
-        last = p.alarms | dict.fromkeys(found, p.step)
-        p.alarms = {name: step for name, step in last.items() if step > p.step - LATEST}
-        row |= {"alarm": "; ".join(new)} if new else {}
-        for words in new if processes.is_main() else ():
-            bar.write(f"step {p.step}: {words}")
-        folder.log(row)
-        rows.append(row)
-        if p.step % GOOD_EVERY == 0 and abs(sum(p.gaps)) < config.gap_limit / 4 * len(p.gaps):
-            good = state.capture()
-        for callback in callbacks if processes.is_main() else ():
-            callback(p.step, row, model)  # before the checkpoint: a kill in between repeats it
-        if p.step % config.checkpoint_every == 0 or p.step == config.steps:
-            folder.save(state, good)
-        bar.set_postfix_str(f"gap {sum(p.gaps) / len(p.gaps):+.2f} nats", refresh=False)
-        bar.update()
-    bar.close()
+        journal.enter(row)
+    journal.bar.close()
     _export_log_z(model, noise, state.progress.ledger, processes.own_seed(seed + 1))
-    return rows
+    return journal.rows
 
 
 def _check(model: EnergyModel, x: Clips, components: Tensor, config: TrainConfig) -> None:
@@ -260,20 +228,6 @@ def _network_and_optimiser(
     return network, optimiser
 
 
-def _start_together(model: EnergyModel, components: Tensor) -> Tensor:
-    """Take over the main process's weights, reference and features into `model`, and return its
-    components: fitted apart, they could differ in their last bits.
-    """
-    own = dict([*model.named_parameters(), *model.named_buffers()])
-    shared = processes.share(
-        ({name: tensor.detach().cpu() for name, tensor in own.items()}, components.cpu())
-    )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(shared[0][name])
-    return shared[1]
-
-
 class _Members:
     """Indices of the clips of each component."""
 
@@ -291,14 +245,3 @@ class _Members:
         """One random clip of each component in c `(B,)`."""
         u = torch.rand(len(c), generator=generator, device=c.device).double()
         return self.clips[self.first[c] + (u * self.number[c]).long()]
-
-
-def _rows(clips: Clips, index: Tensor, device: torch.device) -> Tensor:
-    """Rows of the clips, on the device; read there or brought there."""
-    return clips[index if isinstance(clips, Tensor) else index.cpu()].to(device)
-
-
-def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for a, b in zip(average.parameters(), network.parameters(), strict=True):
-            a.lerp_(b, 1 - decay)

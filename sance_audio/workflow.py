@@ -23,6 +23,7 @@ from torch import Tensor
 import sance_audio
 from sance_audio import processes
 from sance_audio.chunks import chunk_size, chunked
+from sance_audio.conditional_training import train_conditional
 from sance_audio.diagnostics import LogZ, annealed_log_z
 from sance_audio.files import read_json, write_json
 from sance_audio.labels import train_labels
@@ -77,6 +78,7 @@ def _claim(options: RunOptions, recipe: str, device: torch.device) -> None:
         if not isinstance(before, dict) or before.get("recipe") != recipe:
             raise ValueError(f"--run {run}: holds a run of another recipe; name another folder")
         usual = _plain(type(options)())  # of an option that the run is older than
+        before["train"] = usual["train"] | before.get("train", {})
         changed = [
             f"{key}: {before.get(key, usual.get(key))} -> {value}"
             for key, value in settings.items()
@@ -125,8 +127,9 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
 
     Of several processes all but the first end here, once the training is done.
     """
+    learn = train_conditional if options.levels else train
     with _callbacks(model, options) as callbacks:
-        train(
+        learn(
             model,
             material.x["train"],
             components,

@@ -18,14 +18,15 @@ LAYERS = {
     3: "model resynthesis toys challenge",
     4: "state evaluation trackers tuning composition",
     5: "checkpoint report",
-    6: "training preparation",
-    7: "workflow judges normals",
-    8: "assessment",
-    9: "detection experiments",
-    10: "scoring anomalies scored_page export demo",
-    11: "recipe screening workers",
-    12: "cli monitoring",
-    13: "__main__",
+    6: "loop",
+    7: "training conditional_training preparation",
+    8: "workflow judges normals",
+    9: "assessment",
+    10: "detection experiments",
+    11: "scoring anomalies scored_page export demo",
+    12: "recipe screening workers",
+    13: "cli monitoring",
+    14: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # Within layer 0, these come first: audio.py and weights.py read and write through them.

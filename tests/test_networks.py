@@ -3,10 +3,20 @@ import torch
 from conftest import random_reference
 
 from sance_audio.energy import ReferencedEnergy, value_and_grad
-from sance_audio.networks import SIZES, DenseEnergy, ResidualEnergy
+from sance_audio.networks import (
+    LEVEL_SIZES,
+    SIZES,
+    DenseEnergy,
+    NoiseConditionalEnergy,
+    ResidualEnergy,
+)
 
 NETWORKS = {
     **{name: lambda size=size: ResidualEnergy(3, **size) for name, size in SIZES.items()},
+    **{
+        f"levels {name}": lambda size=size: NoiseConditionalEnergy(3, **size)
+        for name, size in LEVEL_SIZES.items()
+    },
     "dense": lambda: DenseEnergy(3, dimensions=64 * 64),
 }
 

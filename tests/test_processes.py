@@ -84,14 +84,14 @@ def watch_writing(said: list[str], folder: str) -> None:
 
 def poison(at: int) -> None:
     """NaN data in rank 1, once, at its draw number `at`."""
-    original, count = training._rows, [0]
+    original, count = training.rows_on, [0]
 
     def rows(*args: Any) -> torch.Tensor:
         count[0] += 1
         return original(*args) * (torch.nan if count[0] == at else 1.0)
 
     if not processes.is_main():
-        training._rows = rows
+        training.rows_on = rows
 
 
 def child(folder: str, settings: str) -> None:

@@ -26,7 +26,7 @@ import torch
 from conftest import small_model
 from test_training import CONFIG, data, run, weights
 
-from sance_audio import checkpoint, files, train, training
+from sance_audio import checkpoint, files, loop, train, training
 from sance_audio.checkpoint import RunFolder
 from sance_audio.files import append_jsonl, read_jsonl
 from sance_audio.noise import SelfNoise
@@ -281,7 +281,7 @@ def test_after_a_rollback_no_checkpoint_is_ahead_of_the_metrics(
         seen.append((before["latest"], states(self.run), len(rows)))
         return rows
 
-    monkeypatch.setattr(training, "GOOD_EVERY", 5)
+    monkeypatch.setattr(loop, "GOOD_EVERY", 5)
     monkeypatch.setattr(RunFolder, "roll_back", look)
     poisoned(monkeypatch, [10])
     run(tmp_path, replace(CONFIG, checkpoint_every=every))
@@ -291,13 +291,13 @@ def test_after_a_rollback_no_checkpoint_is_ahead_of_the_metrics(
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: list[int], done: int = 0) -> None:
     """The loss is NaN at the draws `at`, of which `done` lie behind."""
-    original, count = training._rows, [done]
+    original, count = training.rows_on, [done]
 
     def rows(*args: Any) -> torch.Tensor:
         count[0] += 1
         return original(*args) * (torch.nan if count[0] in at else 1.0)
 
-    monkeypatch.setattr(training, "_rows", rows)
+    monkeypatch.setattr(training, "rows_on", rows)
 
 
 def test_a_resumed_run_rolls_back_to_where_the_unbroken_one_does(tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_a_resumed_run_rolls_back_to_where_the_unbroken_one_does(tmp_path, monke
         if step == 9:
             raise Killed
 
-    monkeypatch.setattr(training, "GOOD_EVERY", 6)
+    monkeypatch.setattr(loop, "GOOD_EVERY", 6)
     with monkeypatch.context() as patch:
         poisoned(patch, [9])
         whole, rows = run(tmp_path, name="whole")

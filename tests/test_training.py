@@ -88,7 +88,7 @@ def test_other_settings_on_resume_are_an_error_that_names_them(tmp_path):
 
 def plant(monkeypatch, at, value):
     """The batch of one draw (counted over the process) is poisoned; that of 0 is all of them."""
-    whole, count = training._rows, [0]
+    whole, count = training.rows_on, [0]
 
     def rows(clips, index, device):
         count[0] += 1
@@ -96,7 +96,7 @@ def plant(monkeypatch, at, value):
         poisoned = at in (0, count[0])
         return torch.full_like(found, value) if poisoned else found
 
-    monkeypatch.setattr(training, "_rows", rows)
+    monkeypatch.setattr(training, "rows_on", rows)
 
 
 @pytest.mark.parametrize("fault", ["nan batch", "loss spike"])

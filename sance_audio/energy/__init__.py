@@ -10,6 +10,7 @@ from sance_audio.energy.algebra import (
     Sum,
 )
 from sance_audio.energy.interface import Energy, rows_of, value_and_grad
+from sance_audio.energy.levels import RecoveryEnergy, level
 from sance_audio.energy.referenced import EnergyModel, GivenEnergy, LogProb, ReferencedEnergy
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "EnergyModel",
     "ReferencedEnergy",
     "GivenEnergy",
+    "RecoveryEnergy",
+    "level",
     "LogProb",
     "Sum",
     "Mixture",

@@ -17,6 +17,7 @@ from sance_audio import pictures
 CURVES = {
     "gap": "network gap (nats)",
     "loss": "loss",
+    "denoising": "error of denoising / the reference's",
     "norm": "norm of the gradient",
     "accuracy": "data told from noise",
     "pool_ess": "ESS / N of the pool",

@@ -26,6 +26,7 @@ from sance_audio.samplers.langevin import (
     ReferenceLangevin,
     ReferencePreconditioner,
 )
+from sance_audio.samplers.levels import descend, recover
 from sance_audio.samplers.metropolis import HMC, MALA
 from sance_audio.samplers.paths import Compute, choose, timed
 from sance_audio.samplers.tempering import Annealed, ReplicaExchange, anneal
@@ -40,6 +41,8 @@ __all__ = [
     "Annealed",
     "ReplicaExchange",
     "sample",
+    "descend",
+    "recover",
     "anneal",
     "warm_up",
     "Compute",

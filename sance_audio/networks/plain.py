@@ -1,4 +1,4 @@
-r"""Energy networks: any module `(B, 1, M, T), (B,) -> (B,)` will do; here is a convolutional one.
+r"""Convolutional and fully connected networks.
 
     F(x | c) = sum over positions of w . silu(h(x | c))
 
@@ -10,7 +10,7 @@ at zero, so that `F = 0` at first and the model is its reference.
 
 from __future__ import annotations
 
-__all__ = ["ResidualEnergy", "DenseEnergy", "SIZES", "spread"]
+__all__ = ["ResidualEnergy", "DenseEnergy", "SIZES", "SILU_GAIN", "conv", "spread"]
 
 import math
 from itertools import pairwise
@@ -38,9 +38,9 @@ class Block(nn.Module):
 
     def __init__(self, width_in: int, width: int, n_components: int):
         super().__init__()
-        self.first = _conv(width_in, width, 3, gain=SILU_GAIN, padding=1)
-        self.second = _conv(width, width, 3, gain=SILU_GAIN, padding=1)
-        self.skip = _conv(width_in, width, 1) if width_in != width else nn.Identity()
+        self.first = conv(width_in, width, 3, gain=SILU_GAIN, padding=1)
+        self.second = conv(width, width, 3, gain=SILU_GAIN, padding=1)
+        self.skip = conv(width_in, width, 1) if width_in != width else nn.Identity()
         self.condition = nn.Embedding(n_components, width)
         nn.init.zeros_(self.condition.weight)
 
@@ -77,7 +77,7 @@ class ResidualEnergy(nn.Module):
             "depth": list(depth),
             "positions": positions,
         }
-        self.stem = _conv(1, channels[0], 6, stride=4, padding=1)
+        self.stem = conv(1, channels[0], 6, stride=4, padding=1)
         self.stages = nn.ModuleList(
             nn.ModuleList(
                 Block(width if i else before, width, n_components) for i in range(blocks)
@@ -189,7 +189,7 @@ def spread(coarse: Tensor, shape: tuple[int, int]) -> Tensor:
     return (coarse / cells)[:, rows][:, :, columns]
 
 
-def _conv(width_in: int, width: int, kernel: int, gain: float = 1.0, **kwargs: Any) -> nn.Conv2d:
+def conv(width_in: int, width: int, kernel: int, gain: float = 1.0, **kwargs: Any) -> nn.Conv2d:
     """A convolution that keeps the variance of its input times `gain` squared."""
     layer = nn.Conv2d(width_in, width, kernel, **kwargs)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(width_in * kernel**2))

@@ -43,8 +43,12 @@ PRESETS = {
     ),
     "gpu": DigitOptions(
         preset="gpu",
+        components=4,
         network="gpu",
-        train=TrainConfig(steps=8000, per_component=4),
+        train=TrainConfig(steps=4000, langevin_steps=10, per_component=2),
+        generation_steps=300,
+        truncation=0.1,
+        classifier_epochs=10,
         evaluate=1000,
         clips=30,
     ),

@@ -62,3 +62,14 @@ def test_the_loading_benchmark_kills_and_resumes_a_build(monkeypatch, tmp_path, 
     assert "rows made anew are equal to the bit" in printed
     names = {line[:24].strip() for line in printed.splitlines()}
     assert {"memory", "cache", "cache, cold"} <= names
+
+
+def test_a_curve_over_langevin_steps(finished_run, capsys):
+    from benchmarks import steps
+
+    steps.main([str(finished_run), "--num", "20", "--steps", "0", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert rows[0] == list(steps.TITLES)
+    assert [row[:2] for row in rows[1:]] == [["0", "0"], ["3", "0"]]
+    assert all(0 <= float(row[2]) <= 1 and float(row[3]) >= 0 for row in rows[1:])

@@ -10,6 +10,7 @@ import torch
 from conftest import small_model
 
 from sance_audio import AudioEBM, cli
+from sance_audio.detection.storage import digest_of
 from sance_audio.labels import LabelNetwork, train_labels, truncated
 from sance_audio.recipe import load_recipe
 
@@ -118,6 +119,15 @@ def test_a_model_keeps_its_label_network(tmp_path):
     x, _ = model.draw([0, 1, 2], [1, 2, 3], 0, reference_only=True)
     other, _ = model.draw([0, 1, 2], [1, 2, 3], 0, reference_only=True, truncation=0.0)
     assert torch.equal(x, other), "the reference alone is as it was fitted"
+
+
+def test_truncation_makes_no_other_model_of_a_detector_s():
+    assert digest_of(recognising()) == digest_of(small_model())
+    model = recognising()
+    model.truncation = 0.5
+    assert digest_of(model) == digest_of(small_model())
+    model.steps += 1
+    assert digest_of(model) != digest_of(small_model())
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

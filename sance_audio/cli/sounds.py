@@ -123,6 +123,8 @@ def _compose(args: Generate, model: Any) -> None:
         if not (run and colon and label):
             raise ValueError(f"--with {other}: expected RUN:LABEL")
         parts.append((AudioEBM.from_pretrained(run), label))
+    if args.truncation:
+        raise ValueError("--truncation: not of a sum of energies; leave it out with --with")
     tau = model.sampling_temperature if args.temperature is None else args.temperature
     if not tau > 0:
         raise ValueError(f"--temperature must be positive, found {tau}")

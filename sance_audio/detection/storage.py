@@ -92,14 +92,22 @@ def load(cls: Any, run: str | Path, device: str | torch.device) -> Any:
     return detector
 
 
+UNSCORED = ("inverter.", "label_network.", "sureness")
+"""Tensors of a model that no score depends on."""
+
+
 def _calibration(tensors: dict[str, torch.Tensor], name: str) -> Calibration | None:
     found = {k: v.numpy() for k, v in below(tensors, f"{name}.").items()}
     return Calibration(**found) if found else None
 
 
 def digest_of(model: AudioEBM | None) -> str | None:
-    """What tells a model from any other: all its weights and settings."""
+    """What tells a model from any other: all its weights and settings but those of truncation,
+    which changes no score.
+    """
     if model is None:
         return None
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith("inverter.")}
-    return digest(model.settings, own)
+    settings = {k: v for k, v in model.settings.items() if k != "label_network"}
+    settings["model"] = {k: v for k, v in settings["model"].items() if k != "truncation"}
+    tensors = model.state_dict().items()
+    return digest(settings, {k: v for k, v in tensors if not k.startswith(UNSCORED)})

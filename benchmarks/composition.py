@@ -95,7 +95,8 @@ def rows(
     seeds = clip_seeds(torch.Generator().manual_seed(seed), len(wanted))
 
     def alone(k: int) -> Tensor:
-        return models[k].invert(models[k].draw(wanted[:, k].tolist(), seeds)[0], seeds)
+        drawn, _ = models[k].draw(wanted[:, k].tolist(), seeds, truncation=0.0)  # as sums are
+        return models[k].invert(drawn, seeds)
 
     def both(reference_only: bool) -> Tensor:
         how: Any = {"weights": weights, "reference_only": reference_only}

@@ -45,14 +45,16 @@ class Prepared:
 
 
 def prepared(data: Path, run: Path, device: str, seed: int, **changed: Any) -> Prepared:
-    """The recipe's preparation, kept below `run`; `changed` are options other than the preset's.
+    """The recipe's preparation, kept below `run`; `changed` are options other than the preset's,
+    which here does not truncate, as no peer does.
 
     Raises:
         ValueError: no corpus in `data`.
     """
     recipe = load_recipe("fsdd")
     preset = recipe.PRESETS["gpu" if device == "cuda" else "cpu"]
-    options = replace(preset, data=data, run=run, device=device, seed=seed, **changed)
+    changed = {"truncation": 0.0, "seed": seed, **changed}
+    options = replace(preset, data=data, run=run, device=device, **changed)
     corpus = recipe.corpus(options)
     features = LogMel(  # as in the recipe's main
         fsdd.SAMPLE_RATE, n_fft=512, hop_length=128, n_mels=64, f_min=20.0, floor=5e-5

@@ -46,6 +46,8 @@ def rows(
 ) -> list[tuple[str, ...]]:
     """The table's rows, as text; of a model without a label network, those without truncation."""
     model, material, judge = loaded(run, data)
+    if not model.labels:
+        raise ValueError(f"{run}: an unlabelled model; nothing tells whether its clips are right")
     x, chosen = material.some("train", 2500)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     real = evaluation.describe(judge.classifier, x[order], material.y["train"][chosen][order])
@@ -55,7 +57,7 @@ def rows(
         for share in shares:
             made = generate(model, num, seed, steps=count, truncation=share)
             clips = evaluation.describe(judge.classifier, made.x, torch.tensor(made.classes))
-            figures = evaluation.row(clips, real, judge.kinds, num)
+            figures = evaluation.row(clips, real, judge.kinds, min(num, len(x)))
             factor = made.seconds / (num * model.window / model.sample_rate)
             found.append(
                 (

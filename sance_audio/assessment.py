@@ -234,7 +234,7 @@ def _memorisation(
     for k, i in enumerate(np.argsort(mine, kind="stable")[:PAIRS].tolist()):
         row = int(where[i])
         clip = material.clips["train"][int(material.owner["train"][row])]
-        files = [f"evaluation/closest_{k}_{what}.wav" for what in ("generated", "training")]
+        files = [f"{judge.folder}/closest_{k}_{what}.wav" for what in ("generated", "training")]
         sounds = ours.waves[i], material.window("train", row, model)
         for file, wave in zip(files, sounds, strict=True):
             audio.write(run / file, wave, model.sample_rate)

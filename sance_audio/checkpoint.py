@@ -31,6 +31,9 @@ from sance_audio.files import append_jsonl, atomic, read_jsonl, sync, write_json
 from sance_audio.noise import OWN
 from sance_audio.state import RunState
 
+DATA = "model and data"
+"""Name of their hash among a checkpoint's settings."""
+
 
 class RunFolder:
     """The files that a run goes on from: `metrics.jsonl`, `state/latest.pt`, `state/previous.pt`.
@@ -39,15 +42,25 @@ class RunFolder:
         run: The run's folder.
         config: Settings.
         identity: What else a resume must share with the run, by name.
+        data: Hashes of model and data: the one that is kept, then those that older checkpoints
+            may have in its place.
 
     Every process calls these methods together; the main one reads and writes.
     """
 
-    def __init__(self, run: str | Path, config: TrainConfig, identity: dict[str, Any]):
+    def __init__(
+        self,
+        run: str | Path,
+        config: TrainConfig,
+        identity: dict[str, Any],
+        data: tuple[str, ...],
+    ):
         self.run, self.log_file = Path(run), Path(run) / "metrics.jsonl"
         self.latest = self.run / "state" / "latest.pt"
         self.previous = self.latest.with_stem("previous")
-        self.settings = asdict(config) | identity | {"processes": processes.count()}
+        self.settings = asdict(config) | identity | {DATA: data[0]}
+        self.settings["processes"] = processes.count()
+        self.data = data
 
     def resume(self, state: RunState) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Bring `state` to where the run stands.
@@ -132,6 +145,8 @@ class RunFolder:
         """A checkpoint, checked against the settings of this call."""
         saved = _read(path)
         before, now = asdict(TrainConfig()) | saved["settings"], self.settings  # older: as usual
+        if before.get(DATA) in self.data:  # the same, by an older hash
+            before[DATA] = now[DATA]
         changed = [f"{k}: {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
         if changed:
             raise ValueError(

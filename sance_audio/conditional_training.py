@@ -93,7 +93,7 @@ def train_conditional(
     clips, components = x.to(device) if isinstance(x, Tensor) else x, components.to(device)
 
     # Resume
-    folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})
+    folder = RunFolder(run, config, {"seed": seed}, hashed)
     state = RunState(network, average, optimiser, noise, generator)
     journal = Journal(folder, state, config, model, callbacks, progress)
     warm = round(config.warm * config.steps)

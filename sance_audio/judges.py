@@ -35,6 +35,11 @@ class Judge:
     """Of its training."""
 
     @property
+    def folder(self) -> str:
+        """Where the closest pairs are written that it is asked of, in the run folder."""
+        return _own("evaluation", self.seed)
+
+    @property
     def file(self) -> str:
         """Where it is kept, in the run folder."""
         return _own("classifier.safetensors", self.seed)

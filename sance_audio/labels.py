@@ -4,8 +4,9 @@ r"""Truncation: clips that are less surely recognised than recordings are drawn 
 
 with q(y | x) a small network that learns the labels of the training clips beside the energy, and
 t_a the share a of its values on held-out recordings: at a = 0.1 a clip is kept where it is told
-more surely than the least sure tenth of recordings. It is sampled exactly, by rejection; no
-gradient of q moves a clip, so none can be moved to deceive it. At a = 0 every clip is kept.
+more surely than the least sure tenth of recordings. It is sampled by rejection, exactly but for
+clips that 32 attempts do not find, which are counted in a warning; no gradient of q moves a clip,
+so none can be moved to deceive it. At a = 0 every clip is kept.
 
 References:
     Large scale GAN training for high fidelity natural image synthesis (Brock et al., 2019)
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 __all__ = ["LabelNetwork", "train_labels", "truncated"]
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -83,7 +85,7 @@ def train_labels(
         for _ in range(epochs):
             for rows in torch.randperm(len(x), generator=generator).split(batch):
                 shift, bend = torch.randint(-4, 5, (2,), generator=generator).tolist()
-                clips = torch.roll(x[rows], (shift, bend // 3), (3, 2))
+                clips = torch.roll(x[rows], (shift, round(bend / 3)), (3, 2))
                 deviation = 0.3 * torch.rand(len(rows), 1, 1, 1, generator=generator)
                 clips = clips + deviation * torch.randn(clips.shape, generator=generator)
                 wrong = network(clips)
@@ -103,7 +105,8 @@ def truncated(
     least: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Log-mels and components of clips, each drawn until `log q(y | x) >= least`.
+    """Log-mels and components of clips, each drawn until `log q(y | x) >= least`, or so many times
+    (`ATTEMPTS`); a warning tells of how many that was not enough.
 
     A clip keeps its place modulo `chunk` in all its attempts, so that it is the same whatever the
     number of clips.
@@ -133,7 +136,12 @@ def truncated(
                 x[i], c[i], sure[i] = drawn[row], component[row], log_q[row]
         pending = [i for i in pending if sure[i] < least]
         if not pending:
-            break
+            return x, c
+    warnings.warn(
+        f"{len(pending)} of {len(seeds)} clips were not recognised surely enough in {ATTEMPTS} "
+        f"attempts: the surest of them are taken; a lower truncation keeps more",
+        stacklevel=2,
+    )
     return x, c
 
 

@@ -173,12 +173,12 @@ class AudioEBM(EnergyModel):
     @torch.no_grad()
     def energy_map(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """Where the network's energy sits: `(B, M, T)`, summing to F of the first window."""
-        x = self.log_mels(
-            torch.cat([self.windows(c)[:1] for c in self._clips(waveform, sample_rate)])
-        )
-        c = self.component_of(x)
-        coarse = self.density.network.map(x + self.jitter, c)  # type: ignore[operator]
-        return spread(coarse / self.density.temperature, self.shape)
+        clips = self._clips(waveform, sample_rate)
+        x = self.log_mels(torch.cat([self.windows(clip)[:1] for clip in clips]))
+        network: Any = self.density.network
+        coarse = network.map(x + self.jitter, self.component_of(x)) / self.density.temperature
+        covered: Any = getattr(network, "covered", tuple)(self.shape)
+        return spread(coarse, covered)[:, : self.shape[0], : self.shape[1]]
 
     def component_of(self, x: Tensor) -> Tensor:
         """The likeliest component `(B,)` of log-mels under the reference."""

@@ -76,7 +76,7 @@ class Options(RunOptions):
     sampling_temperature: float = 1.0
     """Of generated clips: below 1, likelier and less varied ones."""
     truncation: float = 0.0
-    """Share of held-out recordings that are less surely recognised than a generated clip must be,
+    """Share of held-out windows that are less surely recognised than a generated clip must be,
     by a small network that learns the labels too; 0 keeps every clip."""
     label_epochs: int = 8
     """Passes of that network over the training clips."""

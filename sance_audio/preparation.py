@@ -172,6 +172,11 @@ def build(
         sigma=options.sigma,
         seed=options.seed,
     )
+    if options.truncation and len(corpus.labels) < 2:
+        raise ValueError(
+            f"--truncation {options.truncation:g}: needs two labels or more to tell apart, found "
+            f"{len(corpus.labels)}; leave it out"
+        )
     network = _network(reference, material.x["train"][:1], options)
     model = AudioEBM(
         features,

@@ -18,7 +18,8 @@ from sance_audio.chunks import slices
 from sance_audio.energy import EnergyModel
 from sance_audio.ledger import Ledger
 
-SAMPLING = ("compute", "label_network", "steps", "sampling_temperature", "truncation")
+TRUNCATION = ("label_network", "truncation")
+SAMPLING = ("compute", "steps", "sampling_temperature", *TRUNCATION)
 """Settings of a model that say how it is sampled, not what it is trained to be."""
 MAX_ROLLBACKS = 8
 
@@ -121,21 +122,31 @@ class RunState:
             )
 
 
-def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> str:
-    """A hash of the data, the features, the reference and the shape of the network.
+def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> tuple[str, ...]:
+    """A hash of the data, the features, the reference and the shape of the network, and the hash
+    that checkpoints from before truncation have of the same.
 
     Raises:
         ValueError: data that is not finite.
     """
-    settings = {k: v for k, v in model.settings.items() if k not in SAMPLING}
-    if "model" in settings:
-        settings["model"] = {k: v for k, v in settings["model"].items() if k not in SAMPLING}
-    digest = hashlib.sha256(repr(settings).encode())
+    before = _without(model.settings, TRUNCATION) | {"compute": None}
+    digests = [
+        hashlib.sha256(repr(s).encode()) for s in (_without(model.settings, SAMPLING), before)
+    ]
     learnt = ("density.network.", "density.log_z", "label_network.", "sureness")
     fixed = [t for name, t in model.state_dict().items() if not name.startswith(learnt)]
     for tensor in chain(_finite(x), [components, *fixed]):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        data = tensor.detach().cpu().contiguous().numpy().tobytes()
+        for digest in digests:
+            digest.update(data)
+    return tuple(digest.hexdigest()[:16] for digest in digests)
+
+
+def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Settings, those of the model among them, but for some."""
+    inner = {k: v for k, v in settings.get("model", {}).items() if k not in names}
+    kept = {k: v for k, v in settings.items() if k not in names}
+    return kept | ({"model": inner} if "model" in settings else {})
 
 
 def _finite(x: Clips) -> Iterator[Tensor]:

@@ -92,7 +92,7 @@ def train(
     noise.check(x[first].to(device), torch.arange(len(first), device=device))
 
     # Resume
-    folder = RunFolder(run, config, {"seed": seed, "model and data": hashed})
+    folder = RunFolder(run, config, {"seed": seed}, hashed)
     state = RunState(raw, average, optimiser, noise, generator)
     if bool((model.density.log_z != 0).any()):  # a model that was trained before
         state.progress.ledger = Ledger.known(model.density.log_z, model.density.log_z_error)
@@ -165,6 +165,8 @@ def train(
 
 def _check(model: EnergyModel, x: Clips, components: Tensor, config: TrainConfig) -> None:
     """Raise ValueError for what cannot be trained on, before any work is done."""
+    if hasattr(model.density.network, "levels"):
+        raise ValueError("a noise-conditional network is trained by train_conditional")
     if len(x) != len(components):
         raise ValueError(f"{len(x)} clips and {len(components)} components: one each is needed")
     batch = config.per_component * model.reference.n_components

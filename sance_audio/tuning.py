@@ -51,15 +51,19 @@ def tune(
     Returns:
         The choice, with the figures that decided it in `why`.
     """
+    levels = len(getattr(model.density.network, "levels", ())) - 1
+    if levels > 0 and model.device.type != "cpu":
+        return Compute(why="levels of noise: each has a sampler of its own; not captured")
     if model.device.type != "cpu":
         return _path(model, step_size, cap, Compute(), "one stream")
     workers = cores()
     clips = workers * chunk_size(model.device)
+    steps = STEPS * max(1, levels)
     candidates = [Compute(threads=n) for n in sorted({1, workers})]
 
     def run(compute: Compute) -> Callable[[], object]:
         return lambda: draw(
-            model, [0] * clips, range(clips), steps=STEPS, step_size=step_size, cap=cap,
+            model, [0] * clips, range(clips), steps=steps, step_size=step_size, cap=cap,
             compute=compute,
         )  # fmt: skip
 
@@ -73,11 +77,13 @@ def tune(
     }
     threads = min(ratio, key=ratio.__getitem__)
     threads = threads if ratio[threads] < MANY_THREADS else 1
-    a_step = statistics.median(one) / (clips * STEPS)
+    a_step = statistics.median(one) / (clips * steps)
     words = f"{1e6 * a_step:.0f} us a step and clip with one thread a chunk"
     for n in ratio:
         words += f", {ratio[n]:.2f} of that with {n}" if n > 1 else ""
     chosen = Compute(threads=threads)
+    if levels > 0:
+        return replace(chosen, why=f"{words}; levels of noise: not compiled")
     if planned * a_step < COMPILING:
         return replace(chosen, why=f"{words}; {planned * a_step:.0f} s planned: not compiled")
     return _path(model, step_size, cap, chosen, words)

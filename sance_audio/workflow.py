@@ -36,6 +36,8 @@ from sance_audio.tuning import tune
 
 LEARNT = 20_000
 """Rows of a split that the label network learns from, or is measured on, at most."""
+OWN_SEED = 2**32
+"""Added to the run's seed for the label network: no judge may have its batches."""
 JUDGED = 2000
 """Held-out rows that the gain over the reference is taken over, at most."""
 
@@ -187,7 +189,8 @@ def _learn_labels(model: AudioEBM, material: Material, options: Options) -> None
     """The label network, and how surely it recognises held-out recordings (`labels`)."""
     (x, rows), (held_out, others) = (material.some(s, LEARNT) for s in ("train", "valid"))
     y, known = material.y["train"][rows], material.y["valid"][others]
-    network = train_labels(x, y, len(model.labels), epochs=options.label_epochs, seed=options.seed)
+    seed = options.seed + OWN_SEED
+    network = train_labels(x, y, len(model.labels), epochs=options.label_epochs, seed=seed)
     log_q = chunked(network, held_out, size=chunk_size(held_out.device))
     model.label_network = network.to(model.device)
     model.sureness = log_q[range(len(known)), known].sort()[0].to(model.device)

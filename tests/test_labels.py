@@ -1,5 +1,6 @@
 """Truncation: clips that are not recognised surely enough are drawn anew."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +13,9 @@ from conftest import small_model
 from sance_audio import AudioEBM, cli
 from sance_audio.detection.storage import digest_of
 from sance_audio.labels import LabelNetwork, train_labels, truncated
+from sance_audio.preparation import build, prepare
 from sance_audio.recipe import load_recipe
+from sance_audio.state import fingerprint
 
 
 def normals(classes, seeds):
@@ -70,7 +73,8 @@ def test_what_is_never_kept_is_the_surest_of_all_attempts():
         calls.append(list(seeds))
         return normals(classes, seeds)
 
-    x, _ = truncated(counted, told, [0], [9], 1.0, 16)
+    with pytest.warns(UserWarning, match="1 of 1 clips were not recognised surely enough"):
+        x, _ = truncated(counted, told, [0], [9], 1.0, 16)
     assert len(calls) == 32
     assert len({s for (s,) in calls}) == 32
     best = min(float(normals([0], seeds)[0].abs()) for seeds in calls)
@@ -130,6 +134,36 @@ def test_truncation_makes_no_other_model_of_a_detector_s():
     assert digest_of(model) != digest_of(small_model())
 
 
+def test_what_has_no_two_labels_cannot_be_truncated(finished_run, tmp_path):
+    recipe = load_recipe("drums")
+    options = replace(recipe.PRESETS["smoke"], run=tmp_path / "run", truncation=0.1)
+    corpus = recipe.corpus(options)
+    one = replace(corpus, labels=(), clips=[replace(c, label="") for c in corpus.clips])
+    model = AudioEBM.from_pretrained(finished_run)
+    material = prepare(one, model.features, options, frames=model.frames, fitted=True)
+    with pytest.raises(ValueError, match=r"--truncation 0.1: needs two labels"):
+        build(material, one, model.features, options)
+
+
+def test_a_checkpoint_from_before_truncation_goes_on():
+    """It has the older hash of model and data; how a model is sampled changes no hash of today."""
+    model = small_model()
+    x, c = torch.randn(30, 1, *model.shape), torch.arange(30) % 3
+    now, before = fingerprint(model, x, c)
+    old = {k: v for k, v in model.settings.items() if k != "label_network"} | {"compute": None}
+    old["model"] = {k: v for k, v in old["model"].items() if k != "truncation"}
+    digest = hashlib.sha256(repr(old).encode())
+    learnt = ("density.network.", "density.log_z")
+    fixed = [t for name, t in model.state_dict().items() if not name.startswith(learnt)]
+    for tensor in (x, c, *fixed):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    assert before == digest.hexdigest()[:16]
+    model.steps, model.truncation = 7, 0.5
+    assert fingerprint(model, x, c)[0] == now
+    model.peak = 0.3
+    assert fingerprint(model, x, c)[0] != now
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_is_a_share(share):
     with pytest.raises(ValueError, match="share from 0 to less than 1"):
@@ -160,6 +194,10 @@ def test_a_run_with_truncation(finished_run, tmp_path, capsys):
     one, two = (json.loads((run / f"evaluation{n}.json").read_text()) for n in ("", "_1"))
     assert one["classifier"]["sha256"] != two["classifier"]["sha256"]
     assert one["generation"] == two["generation"], "the same clips"
+    for found, folder in ((one, "evaluation/"), (two, "evaluation_1/")):
+        for pair in found["memorisation"]["closest"]:
+            assert pair["generated"].startswith(folder)
+            assert (run / pair["generated"]).is_file()
     cli.main(["generate", str(run), "--num", "3", "--out", str(tmp_path / "a")])
     cli.main(
         ["generate", str(run), "--num", "3", "--out", str(tmp_path / "b"), "--truncation", "0"]

@@ -17,7 +17,7 @@ from sance_audio.divergences import objective
 from sance_audio.energy import ReferencedEnergy
 from sance_audio.features import LogMel
 from sance_audio.files import read_jsonl
-from sance_audio.networks import NoiseConditionalEnergy
+from sance_audio.networks import NoiseConditionalEnergy, spread
 from sance_audio.noise.recovery import RecoveryNoise
 from sance_audio.options import Options
 from sance_audio.recipe import load_recipe
@@ -244,6 +244,21 @@ def test_any_window_has_an_energy_and_a_map_of_it(shape, generator):
     assert not torch.allclose(network(x, c)[1], energy[1])
     row = network(x[1:], c[1:], sigma[1:])
     torch.testing.assert_close(row, energy[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "rows", "columns"), [((24, 20), 20, 16), ((40, 64), 36, 60)])
+def test_a_map_s_energy_sits_in_the_cells_it_is_of(shape, rows, columns, generator):
+    torch.manual_seed(0)
+    network = NoiseConditionalEnergy(1, widths=(8, 8, 16))
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    x = torch.zeros(1, 1, *shape)
+    x[:, :, rows : rows + 4, columns : columns + 4] = torch.randn(4, 4, generator=generator)
+    fine = spread(network.map(x), network.covered(shape))[:, : shape[0], : shape[1]]
+    torch.testing.assert_close(fine.sum((1, 2)), network(x))
+    beside = fine.clone()
+    beside[:, rows : rows + 4, columns : columns + 4] = 0
+    assert float(fine.abs().sum()) > 0
+    assert float(beside.abs().sum()) == 0
 
 
 def test_generation_is_decided_by_the_seed_and_reference_only_is_the_reference():

@@ -196,7 +196,7 @@ def moved_to(state: RunState, step: int) -> dict[str, Any]:
 
 def checkpoints(folder: Path, kept: list[int]) -> tuple[RunFolder, RunState]:
     """A run with rows up to the last of the steps `kept`, each of which was a checkpoint."""
-    state, run_folder = small_state(), RunFolder(folder, CONFIG, {})
+    state, run_folder = small_state(), RunFolder(folder, CONFIG, {}, ("hash",))
     run_folder.resume(state)
     for step in range(1, kept[-1] + 1):
         run_folder.log({"step": step})
@@ -249,7 +249,7 @@ def test_a_kill_at_any_point_of_a_checkpoint_or_a_rollback_leaves_a_sound_run(
         assert_sound(folder)
         assert states(folder), point
         resumed = small_state()
-        rows, _ = RunFolder(folder, CONFIG, {}).resume(resumed)
+        rows, _ = RunFolder(folder, CONFIG, {}, ("hash",)).resume(resumed)
         step = resumed.progress.step
         assert len(rows) == step
         assert step in {last, last + 2 if back is None else back}

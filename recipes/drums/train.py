@@ -50,6 +50,8 @@ PRESETS = {
         rank=24,
         train=TrainConfig(steps=400, per_component=2, sample_every=100, checkpoint_every=100),
         generation_steps=100,
+        truncation=0.1,
+        label_epochs=6,
         annealing=40,
         classifier_epochs=6,
     ),

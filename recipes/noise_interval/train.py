@@ -61,6 +61,8 @@ class IntervalOptions(Options):
         k = self.intervals
         if len(k) < 2 or k[0] < 1 or list(k) != sorted(set(k)):
             raise ValueError(f"--intervals must be two or more, rising from 1 or more, found {k}")
+        if self.levels or self.truncation:
+            raise ValueError("--levels and --truncation are no part of this experiment")
         for name in ("seeds", "other_seeds", "sets", "points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")

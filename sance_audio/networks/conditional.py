@@ -150,6 +150,11 @@ class NoiseConditionalEnergy(nn.Module):
         patches = F.pixel_unshuffle(z, self.inner.patch)
         return scale[:, None, None] * (patches * self.inner(patches, sigma.log(), c)).sum(1)
 
+    def covered(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The cells that the positions of `map` cover, of a window `(M, T)` and what pads it."""
+        unit = self.inner.unit
+        return -(-shape[0] // unit) * unit, -(-shape[1] // unit) * unit
+
     def forward(self, x: Tensor, c: Tensor | None = None, sigma: Tensor | None = None) -> Tensor:
         """`(B, 1, M, T)`, components `(B,)` and levels `(B,)` to energies `(B,)`, in nats."""
         return self.map(x, c, sigma).sum((1, 2))

@@ -2,9 +2,9 @@
 
 A chain of k steps is the beginning of the same chain of more: same seed, same noise. Each frame is
 therefore drawn anew with its number of steps, by the very code that generates, and the last one is
-the clip itself. Frames are cleaned as clips are; the first is the reference's own draw. The steps
-of a noise-conditional model are divided among its levels: its frames are clips of one seed drawn
-in fewer steps.
+the clip itself, or its first draw where truncation had it drawn anew. Frames are cleaned as clips
+are; the first is the reference's own draw. The steps of a noise-conditional model are divided
+among its levels: its frames are clips of one seed drawn in fewer steps.
 """
 
 from __future__ import annotations

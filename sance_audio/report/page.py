@@ -116,6 +116,7 @@ def _shown(
         "groups": groups,
         "labels": _keyed([label for label in labels if label]),
         "triples": _triples(deck, results.get("examples", []), made),
+        "truncated": model is not None and model.label_network is not None and model.truncation,
         "films": [r for r in (deck.deal(frames) for frames in films) if r],
         "progress": [
             {"label": row["label"], "frames": deck.deal(row["frames"])} for row in learnt

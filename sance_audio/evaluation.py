@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sance_audio.chunks import chunked
+from sance_audio.labels import learn
 from sance_audio.metrics import Array, kernel_distances, manifold, percentiles
 
 
@@ -104,24 +105,17 @@ def train_classifier(
 
     Seeded: the same data and seed give the same classifier on one machine.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = Classifier(n_classes)
-        generator = torch.Generator().manual_seed(seed)
-        steps = epochs * -(-len(x) // batch)
-        optimiser = torch.optim.AdamW(classifier.parameters(), 3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x), generator=generator).split(batch):
-                shift, bend = torch.randint(-4, 5, (2,), generator=generator).tolist()
-                clip = torch.roll(x[rows], (shift, bend // 3), (3, 2))
-                clip = clip + 0.1 * torch.randn(clip.shape, generator=generator)
-                loss = F.cross_entropy(classifier(clip), y[rows], label_smoothing=0.05)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-    return classifier.eval()
+
+    def varied(clips: Tensor, generator: torch.Generator) -> Tensor:
+        shift, bend = torch.randint(-4, 5, (2,), generator=generator).tolist()
+        clips = torch.roll(clips, (shift, bend // 3), (3, 2))
+        return clips + 0.1 * torch.randn(clips.shape, generator=generator)
+
+    def loss(logits: Tensor, told: Tensor) -> Tensor:
+        return F.cross_entropy(logits, told, label_smoothing=0.05)
+
+    sizes: dict[str, int] = {"epochs": epochs, "seed": seed, "batch": batch}
+    return learn(lambda: Classifier(n_classes), x, y, varied, loss, **sizes)
 
 
 class Given(nn.Module):

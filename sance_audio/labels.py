@@ -15,11 +15,12 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["LabelNetwork", "train_labels", "truncated"]
+__all__ = ["LabelNetwork", "learn", "train_labels", "truncated"]
 
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ SMOOTHING = 0.1
 STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of a clip's attempts."""
 
+N = TypeVar("N", bound=nn.Module)
 Draw = Callable[[list[int], list[int]], tuple[Tensor, Tensor]]
 """Classes and seeds to log-mels `(B, 1, M, T)` and components `(B,)`."""
 
@@ -75,26 +77,55 @@ def train_labels(
 
     Seeded: the same data and seed give the same network on one machine.
     """
+
+    def varied(clips: Tensor, generator: torch.Generator) -> Tensor:
+        shift, bend = torch.randint(-4, 5, (2,), generator=generator).tolist()
+        clips = torch.roll(clips, (shift, round(bend / 3)), (3, 2))
+        deviation = 0.3 * torch.rand(len(clips), 1, 1, 1, generator=generator)
+        return clips + deviation * torch.randn(clips.shape, generator=generator)
+
+    def loss(log_q: Tensor, told: Tensor) -> Tensor:
+        return F.nll_loss(log_q, told) * (1 - SMOOTHING) - SMOOTHING * log_q.mean()
+
+    sizes: dict[str, int] = {"epochs": epochs, "seed": seed, "batch": batch}
+    network = learn(lambda: LabelNetwork(n_classes), x, y, varied, loss, **sizes)
+    return network.requires_grad_(False)
+
+
+def learn(
+    make: Callable[[], N],
+    x: Tensor,
+    y: Tensor,
+    varied: Callable[[Tensor, torch.Generator], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    epochs: int,
+    seed: int,
+    batch: int,
+) -> N:
+    """A classifier learns the classes `(N,)` of clips `(N, 1, M, T)`, by AdamW in one cycle.
+
+    Arguments:
+        make: The network at its start, of this seed.
+        varied: Clips of a batch as they are shown, with a generator of its randomness.
+        loss: Of what the network gives and the classes.
+        epochs, seed, batch: Passes over the clips, seed of all that is random, clips of a step.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = LabelNetwork(n_classes)
+        network = make()
         generator = torch.Generator().manual_seed(seed)
         steps = epochs * -(-len(x) // batch)
         optimiser = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
         for _ in range(epochs):
             for rows in torch.randperm(len(x), generator=generator).split(batch):
-                shift, bend = torch.randint(-4, 5, (2,), generator=generator).tolist()
-                clips = torch.roll(x[rows], (shift, round(bend / 3)), (3, 2))
-                deviation = 0.3 * torch.rand(len(rows), 1, 1, 1, generator=generator)
-                clips = clips + deviation * torch.randn(clips.shape, generator=generator)
-                wrong = network(clips)
-                loss = F.nll_loss(wrong, y[rows]) * (1 - SMOOTHING) - SMOOTHING * wrong.mean()
+                wrong = loss(network(varied(x[rows], generator)), y[rows])
                 optimiser.zero_grad()
-                loss.backward()
+                wrong.backward()
                 optimiser.step()
                 schedule.step()
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 def truncated(

@@ -33,7 +33,7 @@ class Generate:
     """Below 1: likelier and less varied clips; the model's own when left out."""
     truncation: float | None = None
     """Share of recordings less surely recognised than a clip must be; the model's own when left
-    out, 0 for all clips as they come."""
+    out, 0 for all clips as they come; those of several runs (--with) are not truncated."""
     reference_only: bool = False
     """Leave the network out: exact samples of the Gaussian reference."""
     others: Annotated[UseAppendAction[tuple[str, ...]], arg(name="with")] = ()
@@ -125,7 +125,8 @@ def _compose(args: Generate, model: Any) -> None:
         parts.append((AudioEBM.from_pretrained(run), label))
     if args.truncation:
         raise ValueError("--truncation: not of a sum of energies; leave it out with --with")
-    tau = model.sampling_temperature if args.temperature is None else args.temperature
+    own = 1.0 if args.reference_only else model.sampling_temperature
+    tau = own if args.temperature is None else args.temperature
     if not tau > 0:
         raise ValueError(f"--temperature must be positive, found {tau}")
     how: Any = {"steps": args.steps, "reference_only": args.reference_only}

@@ -155,8 +155,8 @@ class Persistent(Peer):
         average = EMA(self.network, 0.99)
         with seeded(seed, self.device):
             clips, y = self.take_range(x), y.to(self.device)
-            buffers = ClassBuffers(self.n_classes, self.slots, (1, *self.shape), self.fresh)
-            loss_of = ContrastiveDivergence(self.sampler, buffers, self.penalty)  # type: ignore[arg-type]
+            buffers: Any = ClassBuffers(self.n_classes, self.slots, (1, *self.shape), self.fresh)
+            loss_of = ContrastiveDivergence(self.sampler, buffers, self.penalty)
             rows = [
                 batches(clips[y == k], y[y == k], self.per_class) for k in range(self.n_classes)
             ]

@@ -43,6 +43,8 @@ def settings_of(model: Any) -> dict[str, Any]:
 def save(model: Any, folder: Path) -> Path:
     """Write `model.safetensors` into a folder, atomically."""
     own = {k: v for k, v in model.state_dict().items() if not k.startswith("inverter.")}
+    if not len(model.sureness):
+        del own["sureness"]
     if not bool(model.density.log_z_error.isfinite().all()):  # not known: read back as NaN
         del own["density.log_z_error"]
     return save_weights(folder / WEIGHTS, "model", model.settings, own)

@@ -106,7 +106,7 @@ def make(model: AudioEBM, material: Material, options: Options) -> Made:
     """Generate what `evaluate` judges."""
     n, seed = options.evaluate, options.seed
     truncated = None
-    if model.label_network is not None and model.truncation:
+    if model.truncates:
         how: Any = {"reference_only": True, "truncation": model.truncation}
         truncated = generate(model, n, seed, **how)
     x_test, rows = _shuffled(material, "test", TESTED, seed=0)

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["LabelNetwork", "learn", "train_labels", "truncated"]
+__all__ = ["SETTINGS", "TENSORS", "LabelNetwork", "learn", "train_labels", "truncated"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from sance_audio.chunks import chunked
 
+SETTINGS, TENSORS = ("label_network", "truncation"), ("label_network.", "sureness")
+"""Of a model: what truncation depends on, and no score; tensors by how their names begin."""
 ATTEMPTS = 32
 """Draws of a clip, at most; of those that were never kept the most surely recognised is taken."""
 SMOOTHING = 0.1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __all__ = ["AudioEBM"]
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -98,6 +99,11 @@ class AudioEBM(EnergyModel):
     @property
     def sample_rate(self) -> int:
         return self.features.sample_rate
+
+    @property
+    def truncates(self) -> bool:
+        """Whether clips that are not recognised surely enough are drawn anew."""
+        return self.label_network is not None and self.truncation > 0
 
     @property
     def window(self) -> int:
@@ -213,27 +219,21 @@ class AudioEBM(EnergyModel):
         how["temperature"] = own if how.get("temperature") is None else how["temperature"]
         how |= {"steps": self.steps if steps is None else steps, "compute": self.compute}
         how |= {"step_size": self.step_size, "cap": self.cap}
-
-        def draw(classes: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-            return generation.draw(self, classes, seeds, **how)
-
+        draw: Any = functools.partial(generation.draw, self, **how)
         if least is None or self.label_network is None:
             return draw(classes, seeds)
-        size = chunk_size(self.device)
-        return truncated(draw, self.label_network, classes, seeds, least, size)
+        return truncated(draw, self.label_network, classes, seeds, least, chunk_size(self.device))
 
     def _least(self, share: float | None, alone: bool) -> float | None:
         """The least log q(y | x) of a clip that is kept; None where all are."""
-        asked = share is not None
-        share = (0.0 if alone else self.truncation) if share is None else share
+        own = self.truncation if self.truncates and not alone else 0.0
+        share = own if share is None else share
         if not 0 <= share < 1:
             raise ValueError(f"the truncation is a share from 0 to less than 1, found {share}")
-        if self.label_network is None and asked and share > 0:
-            raise ValueError(
-                "this model has no label network to truncate by: train with --truncation"
-            )
-        if share == 0 or self.label_network is None:
+        if share == 0:
             return None
+        if self.label_network is None:
+            raise ValueError("no label network to truncate by: train with --truncation")
         return float(self.sureness.quantile(share))
 
     def invert(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:

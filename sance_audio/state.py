@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Clips", "Progress", "RunState", "Diverged", "fingerprint"]
+__all__ = ["Clips", "Progress", "RunState", "Diverged", "fingerprint", "without"]
 
 import copy
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sance_audio import labels
 from sance_audio.chunks import slices
 from sance_audio.energy import EnergyModel
 from sance_audio.ledger import Ledger
 
-TRUNCATION = ("label_network", "truncation")
-SAMPLING = ("compute", "steps", "sampling_temperature", *TRUNCATION)
+SAMPLING = ("compute", "steps", "sampling_temperature", *labels.SETTINGS)
 """Settings of a model that say how it is sampled, not what it is trained to be."""
 MAX_ROLLBACKS = 8
 
@@ -129,11 +129,11 @@ def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> tuple[str, 
     Raises:
         ValueError: data that is not finite.
     """
-    before = _without(model.settings, TRUNCATION) | {"compute": None}
+    before = without(model.settings, labels.SETTINGS) | {"compute": None}
     digests = [
-        hashlib.sha256(repr(s).encode()) for s in (_without(model.settings, SAMPLING), before)
+        hashlib.sha256(repr(s).encode()) for s in (without(model.settings, SAMPLING), before)
     ]
-    learnt = ("density.network.", "density.log_z", "label_network.", "sureness")
+    learnt = ("density.network.", "density.log_z", *labels.TENSORS)
     fixed = [t for name, t in model.state_dict().items() if not name.startswith(learnt)]
     for tensor in chain(_finite(x), [components, *fixed]):
         data = tensor.detach().cpu().contiguous().numpy().tobytes()
@@ -142,7 +142,7 @@ def fingerprint(model: EnergyModel, x: Clips, components: Tensor) -> tuple[str, 
     return tuple(digest.hexdigest()[:16] for digest in digests)
 
 
-def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Settings, those of the model among them, but for some."""
     inner = {k: v for k, v in settings.get("model", {}).items() if k not in names}
     kept = {k: v for k, v in settings.items() if k not in names}

@@ -150,7 +150,7 @@ def fit(model: AudioEBM, material: Material, components: Tensor, options: Option
     if options.tune:
         planned = options.evaluate * model.steps
         model.compute = tune(model, model.step_size, model.cap, planned=planned)
-    if options.truncation and len(model.labels) > 1:
+    if options.truncation:
         _learn_labels(model, material, options)
     model.save_pretrained(options.run)
     x, chosen = material.some("test", JUDGED)

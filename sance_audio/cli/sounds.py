@@ -117,14 +117,14 @@ def _compose(args: Generate, model: Any) -> None:
 
     if args.label is None:
         raise ValueError("--with needs --label: the class of the first run")
+    if args.truncation:
+        raise ValueError("--truncation: not of a sum of energies; leave it out with --with")
     parts = [(model, args.label)]
     for other in args.others:
         run, colon, label = other.rpartition(":")
         if not (run and colon and label):
             raise ValueError(f"--with {other}: expected RUN:LABEL")
         parts.append((AudioEBM.from_pretrained(run), label))
-    if args.truncation:
-        raise ValueError("--truncation: not of a sum of energies; leave it out with --with")
     own = 1.0 if args.reference_only else model.sampling_temperature
     tau = own if args.temperature is None else args.temperature
     if not tau > 0:

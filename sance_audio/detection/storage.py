@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from sance_audio import labels
 from sance_audio.detection.conformal import Calibration
 from sance_audio.detection.maps import LocalScorer
 from sance_audio.detection.rows import Describer
 from sance_audio.detection.scorer import Scorer
 from sance_audio.model import AudioEBM
+from sance_audio.state import without
 from sance_audio.weights import (
     WeightsError,
     below,
@@ -92,10 +94,6 @@ def load(cls: Any, run: str | Path, device: str | torch.device) -> Any:
     return detector
 
 
-UNSCORED = ("inverter.", "label_network.", "sureness")
-"""Tensors of a model that no score depends on."""
-
-
 def _calibration(tensors: dict[str, torch.Tensor], name: str) -> Calibration | None:
     found = {k: v.numpy() for k, v in below(tensors, f"{name}.").items()}
     return Calibration(**found) if found else None
@@ -107,7 +105,6 @@ def digest_of(model: AudioEBM | None) -> str | None:
     """
     if model is None:
         return None
-    settings = {k: v for k, v in model.settings.items() if k != "label_network"}
-    settings["model"] = {k: v for k, v in settings["model"].items() if k != "truncation"}
-    tensors = model.state_dict().items()
-    return digest(settings, {k: v for k, v in tensors if not k.startswith(UNSCORED)})
+    unscored = ("inverter.", *labels.TENSORS)
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith(unscored)}
+    return digest(without(model.settings, labels.SETTINGS), own)

@@ -116,7 +116,7 @@ def _shown(
         "groups": groups,
         "labels": _keyed([label for label in labels if label]),
         "triples": _triples(deck, results.get("examples", []), made),
-        "truncated": model is not None and model.label_network is not None and model.truncation,
+        "truncated": model is not None and model.truncates,
         "films": [r for r in (deck.deal(frames) for frames in films) if r],
         "progress": [
             {"label": row["label"], "frames": deck.deal(row["frames"])} for row in learnt
@@ -189,7 +189,7 @@ def _about(model: AudioEBM | None, results: Facts, rows: list[Facts]) -> list[st
         warm = model.sampling_temperature
         at = f", at temperature {warm:g}" if warm != 1 else ""
         facts.append(f"{model.steps} Langevin steps a clip{at}")
-        if model.label_network is not None and model.truncation:
+        if model.truncates:
             facts.append(f"truncation {model.truncation:g}")
     return facts
 
